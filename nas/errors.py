@@ -1,0 +1,53 @@
+"""The error tree: every error a user can cause says where, what must hold, what was got, and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NasError(Exception):
+    """Base of all errors that are the input's fault or the environment's, never a bug; the CLI prints one line."""
+
+    exit_code = 2
+
+
+class InputError(NasError):
+    """A name, number, option or file that cannot be used as given."""
+
+
+class ContractError(NasError):
+    """A block, space, optimizer or evaluator that breaks its protocol."""
+
+
+class DoesNotFit(NasError):
+    """A recipe that cannot be applied to the given teacher block; says what it needs and what it found."""
+
+
+class DamagedFile(NasError):
+    """A file whose content is not what its manifest vouches for."""
+
+
+class RunInUse(NasError):
+    """A run directory that another live process is writing."""
+
+
+class RunMismatch(NasError):
+    """A run directory made with another space, teacher, library, eps, optimizer or seed."""
+
+
+class NothingFeasible(NasError):
+    """No measured candidate satisfies any eps."""
+
+    exit_code = 3
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest known name, else the list of known names.
+
+    >>> did_you_mean("eps_gb", ["eps_gp", "random"])
+    "; did you mean 'eps_gp'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(names)}" if names else "; none is known"

@@ -1,0 +1,125 @@
+"""The problem an optimizer solves: a known additive cost to minimise, bounds, and a measured divergence.
+
+Symbols: `S` stages, `K` the largest number of choices, `n` candidates.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nas.errors import InputError, did_you_mean
+from nas.space import SearchSpace
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Exact additive costs: metric -> `(S, K)` numbers (NaN where a stage has fewer choices), and the fixed part of each metric."""
+
+    by_choice: Mapping[str, Floats]
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.by_choice)
+
+    def check_metric(self, metric: str) -> str:
+        """The metric itself, or an error with the nearest known one."""
+        if metric not in self.by_choice:
+            raise InputError(f"unknown metric '{metric}'{did_you_mean(metric, self.by_choice)}")
+        return metric
+
+    def totals(self, candidates: ArrayLike, metric: str = "params") -> Floats:
+        """Cost of each candidate, `(n, S) -> (n,)`; sums of table entries plus the fixed part (Eq. 10 of [TOC-SR])."""
+        table = self.by_choice[self.check_metric(metric)]
+        rows = np.asarray(candidates)
+        total = np.full(rows.shape[0], float(self.fixed.get(metric, 0.0)))
+        for s in range(table.shape[0]):
+            total += table[s][rows[:, s]]
+        return total
+
+    def of(self, candidate: tuple[int, ...]) -> dict[str, float]:
+        """Every metric of one candidate."""
+        return {
+            metric: float(self.fixed.get(metric, 0.0)) + sum(float(table[s, k]) for s, k in enumerate(candidate))
+            for metric, table in self.by_choice.items()
+        }
+
+    def reach(self, metric: str) -> tuple[float, float]:
+        """Least and largest total of a metric over all combinations."""
+        table = self.by_choice[self.check_metric(metric)]
+        fixed = float(self.fixed.get(metric, 0.0))
+        return fixed + float(np.nanmin(table, axis=1).sum()), fixed + float(np.nanmax(table, axis=1).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """`metric <= limit`, in the metric's own unit."""
+
+    metric: str
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str, costs: CostTable) -> "Bound":
+        """The bound that `"macs<=75%"`, `"params<=130M"` or `"latency_ms<=20"` states; percentages are of the teacher.
+
+        Raises:
+            InputError: another form, an unknown metric, or a limit below what the cheapest candidate reaches.
+        """
+        match = re.fullmatch(r"\s*(\w+)\s*<=\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT%]?)\s*", text)
+        if match is None:
+            raise InputError(f"bound '{text}' must read METRIC<=NUMBER[k|M|G|T|%], such as 'macs<=75%' or 'params<=130M'")
+        metric, number, unit = match.groups()
+        costs.check_metric(metric)
+        try:
+            value = float(number)
+        except ValueError:
+            raise InputError(f"bound '{text}': '{number}' is not a number") from None
+        teacher = costs.of((0,) * next(iter(costs.by_choice.values())).shape[0])[metric]
+        scale = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "%": teacher / 100}[unit]
+        least = costs.reach(metric)[0]
+        if value * scale < least:
+            raise InputError(f"bound '{text}' cannot hold: the least {metric} of any candidate is {least:.6g}; give at least that")
+        return cls(metric, value * scale)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise `objective` subject to divergence <= eps (each eps its own winner) and to bounds on known metrics.
+
+    `calibration_errors` `(S, K)`: the error of each calibrated block, 0 for the teacher, NaN where unknown; None when nothing is known.
+    """
+
+    space: SearchSpace
+    costs: CostTable
+    eps: tuple[float, ...]
+    objective: str = "params"
+    bounds: tuple[Bound, ...] = ()
+    calibration_errors: Floats | None = None
+
+    def __post_init__(self) -> None:
+        self.costs.check_metric(self.objective)
+        if not self.eps:
+            raise InputError("a problem needs at least one eps")
+        for eps in self.eps:
+            if not math.isfinite(eps) or eps < 0:
+                raise InputError(f"eps must be a finite number of at least 0, got {eps}")
+
+    def cost(self, candidates: ArrayLike) -> Floats:
+        """The objective of each candidate, `(n, S) -> (n,)`."""
+        return self.costs.totals(candidates, self.objective)
+
+    def allowed(self, candidates: ArrayLike) -> NDArray[np.bool_]:
+        """Which candidates satisfy all known bounds and rules, `(n, S) -> (n,)`."""
+        rows = np.asarray(candidates)
+        keep = np.ones(rows.shape[0], dtype=bool)
+        for bound in self.bounds:
+            keep &= self.costs.totals(rows, bound.metric) <= bound.limit * (1 + 1e-12)
+        for rule in self.space.rules:
+            keep &= np.fromiter((rule(tuple(int(k) for k in row)) for row in rows), dtype=bool, count=rows.shape[0])
+        return keep

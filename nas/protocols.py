@@ -1,0 +1,90 @@
+"""What others implement: recipes, spaces, optimizers, evaluators."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from nas.problem import CostTable, Floats, Problem
+from nas.space import Candidate, SearchSpace
+from nas.trial import Measurement, Trial
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nas.progress import Progress
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """How a surrogate block is made from the teacher's block of a stage."""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All that decides what `build` makes, as JSON values; part of the block's key and of exported architectures."""
+        ...
+
+    def build(self, teacher: "nn.Module") -> "nn.Module":
+        """A module with the teacher block's signature, starting from its weights where shapes allow, on the same device (meta included).
+
+        Never changes the teacher. Random parts use torch's global generator, which the caller seeds.
+
+        Raises:
+            DoesNotFit: the recipe cannot be applied to this block.
+        """
+        ...
+
+
+class Optimizer(Protocol):
+    """Proposes what to measure next: a pure function of the problem, the seed, the trials and what is pending."""
+
+    def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
+        """At most `n` candidates neither told nor pending; empty once nothing is left worth measuring."""
+        ...
+
+
+class OptimizerFactory(Protocol):
+    """What the registry of optimizers holds: a class or function that makes an optimizer for a problem."""
+
+    def __call__(self, problem: Problem, seed: int = 0) -> Optimizer: ...
+
+
+class Evaluator(Protocol):
+    """Measures the divergence of candidates from the teacher."""
+
+    def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Measurement]:
+        """One measurement a candidate, in order; may stop early on a candidate once its verdict at every eps is clear."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A space made ready to be searched: calibrated, counted, measurable.
+
+    `verifier` measures on held-out data; `export` writes a candidate's model into a folder; both None where the space has no such thing.
+    """
+
+    space: SearchSpace
+    costs: CostTable
+    evaluator: Evaluator
+    calibration_errors: Floats | None = None
+    verifier: Evaluator | None = None
+    export: Callable[[Candidate, Path], None] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+class Space(Protocol):
+    """Something to search: what the registry's factories and `make_space` functions return."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """Stages and choices."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """Everything besides the space's name that decides results (teacher, library, data), as short hashes."""
+        ...
+
+    def prepare(self, progress: "Progress") -> Task:
+        """Calibrates what is missing, counts costs, and opens the evaluators."""
+        ...

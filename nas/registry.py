@@ -1,0 +1,66 @@
+"""Names to objects: built-in entries, third parties' entry points, and a hint when a name is wrong."""
+
+import importlib
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar, cast
+
+from nas.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Objects by name, loaded at first use, so that listing names imports nothing.
+
+    Args:
+        kind: what an entry is, in the singular, as error messages say it ("optimizer").
+        group: entry-point group that third parties add to ("nas.optimizers").
+        builtin: name -> "module:attribute" of the entries that ship with the toolkit.
+    """
+
+    def __init__(self, kind: str, group: str, builtin: dict[str, str] | None = None) -> None:
+        self.kind = kind
+        self._group = group
+        self._targets = dict(builtin or {})
+        self._loaded: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> None:
+        """Registers `entry` under `name`; a name that is taken by another object is an error."""
+        if self._loaded.get(name, entry) is not entry or (name in self._targets and name not in self._loaded):
+            raise InputError(f"{self.kind} '{name}' is registered already; choose another name")
+        self._loaded[name] = entry
+
+    def names(self) -> list[str]:
+        """All known names, sorted; nothing is imported."""
+        return sorted({*self._targets, *self._loaded, *(point.name for point in entry_points(group=self._group))})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def get(self, name: str) -> T:
+        """The entry called `name`.
+
+        Raises:
+            InputError: the name is unknown (with the nearest known one), or its module cannot be imported.
+        """
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def _load(self, name: str) -> T:
+        if name in self._targets:
+            return load_target(self._targets[name])
+        for point in entry_points(group=self._group):
+            if point.name == name:
+                try:
+                    return cast(T, point.load())
+                except (ImportError, AttributeError) as error:
+                    raise InputError(f"{self.kind} '{name}' (entry point {point.value}) cannot be loaded: {error}") from error
+        raise InputError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
+
+
+def load_target(target: str) -> T:  # type: ignore[type-var]  # the caller knows what stands there
+    """The object that "module:attribute" names."""
+    module, _, attribute = target.partition(":")
+    return cast(T, getattr(importlib.import_module(module), attribute))
