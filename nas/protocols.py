@@ -61,7 +61,8 @@ class Evaluator(Protocol):
 class Task:
     """A space made ready to be searched: calibrated, counted, measurable.
 
-    `verifier` measures on held-out data; `export` writes a candidate's model into a folder; both None where the space has no such thing.
+    `verifier` measures on held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
+    folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print.
     """
 
     space: SearchSpace
@@ -69,6 +70,7 @@ class Task:
     evaluator: Evaluator
     calibration_errors: Floats | None = None
     verifier: Evaluator | None = None
+    heldout_loss: Callable[[Candidate], float] | None = None
     export: Callable[[Candidate, Path], None] | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -83,6 +85,10 @@ class Space(Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """Everything besides the space's name that decides results (teacher, library, data), as short hashes."""
+        ...
+
+    def costs(self) -> CostTable:
+        """Exact costs of every choice, counted without calibrating anything."""
         ...
 
     def prepare(self, progress: "Progress") -> Task:

@@ -35,6 +35,12 @@ class Registry(Generic[T]):
         """All known names, sorted; nothing is imported."""
         return sorted({*self._targets, *self._loaded, *(point.name for point in entry_points(group=self._group))})
 
+    def check(self, name: str) -> str:
+        """The name itself, or an error with the nearest known one; nothing is imported."""
+        if name not in self.names():
+            raise InputError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
+        return name
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
@@ -49,15 +55,14 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def _load(self, name: str) -> T:
+        self.check(name)
         if name in self._targets:
             return load_target(self._targets[name])
-        for point in entry_points(group=self._group):
-            if point.name == name:
-                try:
-                    return cast(T, point.load())
-                except (ImportError, AttributeError) as error:
-                    raise InputError(f"{self.kind} '{name}' (entry point {point.value}) cannot be loaded: {error}") from error
-        raise InputError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
+        (point, *_) = entry_points(group=self._group, name=name)
+        try:
+            return cast(T, point.load())
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"{self.kind} '{name}' (entry point {point.value}) cannot be loaded: {error}") from error
 
 
 def load_target(target: str) -> T:  # type: ignore[type-var]  # the caller knows what stands there

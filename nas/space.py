@@ -127,7 +127,9 @@ class SearchSpace:
         return {stage.name: stage.choices[k].name for stage, k in zip(self.stages, candidate, strict=True)}
 
     def parse(self, text: str) -> Candidate:
-        """The candidate that `"stage=choice,stage=choice"` describes; the empty text is the teacher."""
+        """The candidate that `"stage=choice,stage=choice"` describes; `"teacher"` and the empty text are the teacher."""
+        if text.strip() == TEACHER:
+            return self.teacher
         pairs = [part.strip() for part in text.split(",") if part.strip()]
         names: dict[str, str] = {}
         for pair in pairs:

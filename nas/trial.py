@@ -13,7 +13,8 @@ State = Literal["complete", "failed"]
 class Measurement:
     """The divergence of one candidate, a mean over `n_samples`, or the reason why there is none.
 
-    `stderr` is the standard error of the mean, clustered by the unit of independence. `cached` measurements cost nothing.
+    `stderr` is the standard error of the mean, clustered by the unit of independence. `complete` is False when racing stopped
+    before all samples were used. `cached` measurements cost nothing.
     """
 
     divergence: float | None
@@ -21,6 +22,7 @@ class Measurement:
     n_samples: int = 0
     seconds: float = 0.0
     reason: str = ""
+    complete: bool = True
     cached: bool = False
     attrs: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,0 +1,27 @@
+# Two commands matter: `make search` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: search test test-slow setup clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "stage-nas needs Python 3.11 or newer, found %d.%d; use make PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
+search: setup
+	$(BIN)/nas search --space tocsr_unet --eps 0.005
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p nas
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not soak'
+
+test-slow: setup
+	$(BIN)/python -m pytest -m 'slow and not gpu and not soak'
+
+clean:
+	rm -rf .venv build dist *.egg-info

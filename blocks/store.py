@@ -1,0 +1,138 @@
+"""Where calibrated blocks are kept: one directory a block, weights as safetensors, vouched for by a manifest; written atomically."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from nas.errors import DamagedFile, InputError
+
+_MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is about 1 kB
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What is known of one calibrated block.
+
+    `error` is the mean over outputs of MSE / variance on held-out features; `errors` the same per output name.
+    A block whose calibration failed has `reason` set and no weights.
+    """
+
+    stage: str
+    choice: str
+    spec: Mapping[str, Any]
+    error: float | None
+    errors: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def block_key(**parts: Any) -> str:
+    """Content key (hex) of a block: hash of everything that decides its weights, given as JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+
+class BlockStore:
+    """Calibrated blocks by content key, under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __contains__(self, key: str) -> bool:
+        return (self._folder(key) / "manifest.json").exists()
+
+    def keys(self) -> Iterator[str]:
+        """All keys in the store, sorted."""
+        for path in sorted(self.root.glob("??/*/manifest.json")):
+            if len(path.parent.name) == 40:
+                yield path.parent.name
+
+    def put(self, key: str, record: BlockRecord, weights: Mapping[str, Tensor]) -> None:
+        """Stores a block; a key that another process stored meanwhile stays as it is.
+
+        Raises:
+            InputError: the store cannot be written.
+        """
+        content = save_tensors({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+        manifest = {"version": _VERSION, "key": key, "sha256": hashlib.sha256(content).hexdigest(), **asdict(record)}
+        final = self._folder(key)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=final.parent))
+            try:
+                _write_synced(draft / "block.safetensors", content)
+                _write_synced(draft / "manifest.json", json.dumps(manifest, indent=1).encode())
+                if not final.exists():
+                    draft.rename(final)
+            except OSError:
+                if not final.exists():  # another process may have won the race
+                    raise
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        except OSError as error:
+            raise InputError(f"cannot write block to {final}: {error.strerror}; set NAS_HOME to a writable folder with space") from error
+
+    def record(self, key: str) -> BlockRecord:
+        """What is known of a block, without its weights.
+
+        Raises:
+            DamagedFile: the manifest is unreadable or not of this form.
+        """
+        manifest = self._manifest(key)
+        return BlockRecord(**{name: manifest[name] for name in BlockRecord.__dataclass_fields__})
+
+    def weights(self, key: str) -> dict[str, Tensor]:
+        """The block's tensors.
+
+        Raises:
+            DamagedFile: the file is missing or its hash differs from the manifest's.
+        """
+        path = self._folder(key) / "block.safetensors"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DamagedFile(f"block {path} cannot be read ({error.strerror}); remove its folder to recalibrate it") from error
+        if hashlib.sha256(content).hexdigest() != self._manifest(key)["sha256"]:
+            raise DamagedFile(f"block {path} is damaged (its hash differs from the manifest's); remove its folder to recalibrate it")
+        return dict(load_tensors(content))
+
+    def drop(self, key: str) -> None:
+        """Moves a damaged block aside (suffix `.damaged`), so that it is calibrated again and nothing is destroyed."""
+        folder = self._folder(key)
+        aside = folder.with_name(folder.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
+    def _folder(self, key: str) -> Path:
+        return self.root / key[:2] / key
+
+    def _manifest(self, key: str) -> dict[str, Any]:
+        path = self._folder(key) / "manifest.json"
+        try:
+            if path.stat().st_size > _MANIFEST_LIMIT:
+                raise ValueError(f"larger than {_MANIFEST_LIMIT} bytes")
+            manifest = json.loads(path.read_bytes())
+            wanted = {"version", "key", "sha256", *BlockRecord.__dataclass_fields__}
+            if not isinstance(manifest, dict) or set(manifest) != wanted or manifest["version"] != _VERSION or manifest["key"] != key:
+                raise ValueError("not a block manifest of this version and key")
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedFile(f"manifest {path} is damaged ({error}); remove its folder to recalibrate the block") from error
+        return manifest
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,3 @@
+"""The command line. Each verb imports what it needs when it runs, so that `nas --help` imports no torch."""
+
+from nas.cli.app import main

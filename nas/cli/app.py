@@ -1,0 +1,56 @@
+"""The `nas` command: its verbs, and one place where errors become one line and an exit code."""
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from nas.cli import arena, models, runs, search, tocsr
+from nas.cli.console import complain
+from nas.errors import NasError
+
+app = typer.Typer(
+    name="nas",
+    help="Find the smallest network that still behaves like yours, by searching over block substitutions.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("search")(search.search)
+app.command("measure")(models.measure)
+app.command("calibrate")(models.calibrate)
+app.add_typer(models.spaces, name="spaces")
+app.command("show")(runs.show)
+app.command("export")(runs.export)
+app.command("compare")(arena.compare)
+app.command("tabulate")(arena.tabulate)
+app.command("optimizers")(arena.optimizers)
+app.add_typer(tocsr.app, name="tocsr")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stage-nas {version('stage-nas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits: 0 done, 2 bad input, 3 nothing feasible, 130 / 143 interrupted."""
+    try:
+        app()
+    except NasError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output went away: `nas show RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)

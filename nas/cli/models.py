@@ -1,0 +1,158 @@
+"""`nas spaces`, `nas calibrate`, `nas measure`: a space, its blocks, and single candidates."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from nas.cli import options
+from nas.cli.console import Terminal, amount, out, print_json
+from nas.errors import InputError
+
+spaces = typer.Typer(help="List spaces, or show one.", invoke_without_command=True, rich_markup_mode=None)
+
+
+@spaces.callback()
+def _spaces(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_spaces()
+
+
+@spaces.command("list")
+def list_spaces(json: options.Json = False) -> None:
+    """List the names that --space takes."""
+    from nas.names import SPACES
+
+    if json:
+        print_json(SPACES.names())
+    else:
+        out.print("\n".join(SPACES.names()))
+
+
+@spaces.command("show")
+def show_space(
+    name: Annotated[str, typer.Argument(help="What --space takes.")],
+    scale: Annotated[str | None, typer.Option("--scale", help="sd15: count the full-size library without weights.")] = None,
+    teacher: options.Teacher = None,
+    library: options.Library = None,
+    json: options.Json = False,
+) -> None:
+    """Show the stage x choice table of a space: parameters and MACs of every block."""
+    if scale is not None:
+        _show_full_size(name, scale, library or "default", json)
+        return
+    from nas.names import resolve_space
+    from nas.problem import Problem
+    from nas.search import stage_table
+
+    options.set_threads(None)
+    space = resolve_space(name, **options.space_options(teacher, library, None, None))
+    costs = space.costs()
+    problem = Problem(space.space, costs, (0.0,), costs.metrics[0])
+    table = {**stage_table(problem), "teacher": costs.of(space.space.teacher), "n_candidates": space.space.n_candidates}
+    if json:
+        print_json(table)
+    else:
+        out.print(space_table(table))
+        out.print(f"{space.space.n_candidates:,} candidates")
+
+
+def _show_full_size(name: str, scale: str, library: str, json: bool) -> None:
+    if name != "tocsr_unet" or scale != "sd15":
+        raise InputError(f"--scale counts 'tocsr_unet' at 'sd15', got '{name}' at '{scale}'")
+    from nas.spaces.tocsr.counts import full_size_table
+
+    table = full_size_table(library)
+    if json:
+        print_json(table)
+    else:
+        out.print(space_table(table))
+
+
+def space_table(table: dict[str, Any]) -> Table:
+    """Stage x choice with every cost, and the teacher's total."""
+    metrics = [key for key in table["teacher"] if isinstance(table["teacher"][key], int | float)]
+    shown = Table("stage", "block", *metrics, "share of teacher")
+    for stage in table["stages"]:
+        for choice in stage["choices"]:
+            share = f"{100 * choice[metrics[0]] / table['teacher'][metrics[0]]:.1f} %"
+            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), share)
+        shown.add_section()
+    shown.add_row("fixed", "", *(amount(table["fixed"][m]) for m in metrics), "")
+    shown.add_row("teacher", "", *(amount(table["teacher"][m]) for m in metrics), "100 %")
+    return shown
+
+
+def calibrate(
+    space: options.SpaceName = "tocsr_unet",
+    teacher: options.Teacher = None,
+    library: options.Library = None,
+    data: options.Pictures = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Calibrate the surrogate blocks of a space that are not in the store yet, and list all with their errors."""
+    from nas.names import resolve_space
+    from nas.problem import Problem
+    from nas.search import stage_table
+
+    options.set_threads(threads)
+    task = resolve_space(space, **options.space_options(teacher, library, data, device)).prepare(Terminal(quiet))
+    problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors)
+    table = {**stage_table(problem), "teacher": task.costs.of(task.space.teacher)}
+    if json:
+        print_json(table)
+        return
+    shown = Table("stage", "block", *task.costs.metrics, "calibration error")
+    for stage in table["stages"]:
+        for choice in stage["choices"]:
+            error = choice["calibration_error"]
+            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in task.costs.metrics), "-" if error is None else f"{error:.4g}")
+        shown.add_section()
+    out.print(shown)
+
+
+def measure(
+    candidate: Annotated[list[str], typer.Option("--candidate", help="'stage=choice,stage=choice' or 'teacher'; unnamed stages keep the teacher.")],
+    space: options.SpaceName = "tocsr_unet",
+    teacher: options.Teacher = None,
+    library: options.Library = None,
+    data: options.Pictures = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure candidates on all samples: costs, divergence, held-out divergence and loss."""
+    from nas.names import resolve_space
+
+    options.set_threads(threads)
+    source = resolve_space(space, **options.space_options(teacher, library, data, device))
+    chosen = [source.space.parse(text) for text in candidate]  # wrong names stop here, before anything is calibrated
+    task = source.prepare(Terminal(quiet))
+    rows = [_measure_one(task, task.space.encode(source.space.decode(c))) for c in chosen]
+    if json:
+        print_json(rows)
+        return
+    for row in rows:
+        shown = Table("", "", show_header=False)
+        for key, value in row.items():
+            shown.add_row(key, ", ".join(f"{s}={c}" for s, c in value.items()) if isinstance(value, dict) else str(value))
+        out.print(shown)
+
+
+def _measure_one(task: Any, candidate: tuple[int, ...]) -> dict[str, Any]:
+    measured = task.evaluator.measure([candidate])[0]
+    heldout = task.verifier.measure([candidate])[0] if task.verifier else None
+    return {
+        "candidate": task.space.decode(candidate),
+        **task.costs.of(candidate),
+        "divergence": measured.divergence,
+        "stderr": measured.stderr,
+        "n_samples": measured.n_samples,
+        "heldout_divergence": heldout.divergence if heldout else None,
+        "heldout_loss": task.heldout_loss(candidate) if task.heldout_loss else None,
+        "teacher_heldout_loss": task.heldout_loss(task.space.teacher) if task.heldout_loss else None,
+    }

@@ -1,0 +1,60 @@
+"""Options that several verbs share, and the configuration file that stands under all of them."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.errors import InputError, did_you_mean
+
+
+def _configure(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes the table of the verb in a TOML file the defaults of its options; the command line overrides it."""
+    if path is None:
+        return None
+    verb = context.info_name or ""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get(verb, {})
+    except OSError as error:
+        raise InputError(f"cannot read configuration {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"configuration {path} is not TOML: {error}") from error
+    known = [parameter.name for parameter in context.command.params if parameter.name]
+    if not isinstance(table, dict):
+        raise InputError(f"configuration {path}: '{verb}' must be a table [{verb}], got {type(table).__name__}")
+    for name in table:
+        if name.replace("-", "_") not in known:
+            raise InputError(f"configuration {path}: [{verb}] has no option '{name}'{did_you_mean(name, known)}")
+    context.default_map = {**(context.default_map or {}), **{name.replace("-", "_"): value for name, value in table.items()}}
+    return path
+
+
+Config = Annotated[
+    Path | None, typer.Option("--config", callback=_configure, is_eager=True, help="TOML file with a table per verb; the command line overrides it.")
+]
+SpaceName = Annotated[str, typer.Option("--space", help="NAME, NAME:ARGUMENT or path/to/file.py:function; `nas spaces` lists the names.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="embedded, a diffusers folder, or a hub id.")]
+Library = Annotated[str | None, typer.Option("--library", help="Which library of surrogate blocks.")]
+Pictures = Annotated[Path | None, typer.Option("--data", help="Folder of pictures to calibrate and measure on, for a teacher that ships none.")]
+Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores by default.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, all else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
+
+
+def space_options(teacher: str | None, library: str | None, data: Path | None, device: str | None) -> dict[str, Any]:
+    """What the user said about the space, without what was left open."""
+    given = {"teacher": teacher, "library": library, "data": str(data) if data else None, "device": device}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def set_threads(threads: int | None) -> None:
+    """Fixes the number of compute threads of this process, before torch is imported where possible."""
+    count = threads or os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+    import torch
+
+    torch.set_num_threads(count)

@@ -1,0 +1,58 @@
+"""How a result is shown to people: the winners, and for each the stages beside the teacher's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from nas.cli.console import amount, out
+
+_METRICS = {"params": "parameters", "macs": "MACs", "macs_with_attention": "MACs with attention"}
+
+
+def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
+    """The winners' table, then each winner's stages, then what the search cost."""
+    out.print(winners_table(summary))
+    for winner in summary["winners"]:
+        if winner["candidate"]:
+            out.print()
+            out.print(stages_table(winner, table, next(iter(summary["teacher"]))))
+    seconds = summary["seconds"]
+    out.print(
+        f"\n{summary['n_trials']} trials, {summary['n_measured']} measured here; stopped: {summary['stopped']}; "
+        f"calibrate {seconds['calibrate']:.0f} s, measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
+    )
+    for winner in summary["winners"]:
+        for rejected in winner.get("rejected", ()):
+            out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")
+        if winner["path"]:
+            out.print(f"eps {winner['eps']:g}: saved in {winner['path']}", soft_wrap=True)
+
+
+def winners_table(summary: Mapping[str, Any]) -> Table:
+    """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
+    metrics = list(summary["teacher"])
+    table = Table("", *(_METRICS.get(m, m) for m in metrics), "smaller", "L", "held-out L", title=summary["space"], title_justify="left")
+    table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", "0")
+    for winner in summary["winners"]:
+        label = f"eps {winner['eps']:g}" + ("" if winner["feasible"] else " (not feasible)")
+        if not winner["candidate"]:
+            table.add_row(label, *("-" for _ in metrics), "-", "-", "-")
+            continue
+        ratio = summary["teacher"][metrics[0]] / max(winner[metrics[0]], 1e-12)
+        heldout = winner["heldout_divergence"]
+        divergence = "-" if winner["divergence"] is None else f"{winner['divergence']:.3g} ± {winner['stderr']:.1g}"
+        table.add_row(label, *(amount(winner[m]) for m in metrics), f"{ratio:.2f}x", divergence, "-" if heldout is None else f"{heldout:.3g}")
+    return table
+
+
+def stages_table(winner: Mapping[str, Any], table: Mapping[str, Any], metric: str) -> Table:
+    """One row a stage: the chosen block, its cost beside the teacher's, and its calibration error."""
+    shown = Table("stage", "block", _METRICS.get(metric, metric), "of teacher's", "calibration error", title=f"eps {winner['eps']:g}", title_justify="left")
+    for stage in table["stages"]:
+        chosen = next(c for c in stage["choices"] if c["name"] == winner["candidate"][stage["name"]])
+        teacher = stage["choices"][0]
+        error = chosen["calibration_error"]
+        share = f"{100 * chosen[metric] / teacher[metric]:.0f} %" if teacher[metric] else "-"
+        shown.add_row(stage["name"], chosen["name"], amount(chosen[metric]), share, "-" if error is None else f"{error:.3g}")
+    return shown

@@ -1,0 +1,107 @@
+"""`nas show` and `nas export`: what a run directory holds."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli import options
+from nas.cli.console import out, print_json
+from nas.cli.results import print_result
+from nas.errors import InputError
+from nas.record import Record, RunDirectory
+from nas.trial import Trial, incumbent, least_divergent
+
+
+def show(run: options.Run, json: options.Json = False) -> None:
+    """Show what a run found; of an unfinished run, what is known so far."""
+    directory = RunDirectory.open(run)
+    with directory.record(read_only=True) as record:
+        summary, trials, table = summarize(directory, record), record.trials(), record.fact("table")
+    if json:
+        names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
+        print_json({**summary, "trials": [_trial(trial, names) for trial in trials]})
+    elif table is None:
+        out.print("no trial yet: the run has not finished preparing its space; start the same `nas search` again")
+    else:
+        print_result(summary, table)
+
+
+def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
+    """The result as `nas search` printed it, with paths where the directory is now; incumbents, unverified, if the run is unfinished."""
+    summary: dict[str, Any] | None = record.fact("result")
+    if summary is None:
+        summary = _unfinished(directory, record)
+    for winner in summary["winners"]:
+        winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
+    return {**summary, "run": str(directory.path)}
+
+
+def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
+    config, trials, table = directory.config(), record.trials(), record.fact("table")
+    names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
+    teacher = {m: v + sum(stage["choices"][0][m] for stage in table["stages"]) for m, v in table["fixed"].items()} if table else {}
+    metric = config["search"].get("minimize") or next(iter(teacher), "params")
+    winners = []
+    for eps in config["search"]["eps"]:
+        best = incumbent(trials, eps, metric)
+        shown = best or least_divergent(trials)
+        row = _trial(shown, names) if shown else {"candidate": None, "costs": {}, "divergence": None, "stderr": None, "n_samples": 0}
+        kept = {key: row[key] for key in ("candidate", "divergence", "stderr", "n_samples")}
+        winners.append({"eps": eps, "feasible": best is not None, **kept, **row["costs"], "heldout_divergence": None, "path": None})
+    seconds = {"calibrate": 0.0, "measure": sum(t.seconds for t in trials), "propose": record.fact("seconds_proposing", 0.0), "total": 0.0}
+    return {
+        "space": config["space"]["name"], "teacher": teacher, "winners": winners, "n_trials": len(trials),
+        "n_measured": sum(not t.attrs.get("cached") for t in trials), "seconds": seconds, "stopped": "interrupted",
+    }  # fmt: skip
+
+
+def _trial(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "candidate": {stage: choices[k] for (stage, choices), k in zip(names, trial.candidate, strict=True)},
+        "costs": dict(trial.costs), "divergence": trial.divergence, "stderr": trial.stderr, "n_samples": trial.n_samples,
+        "state": trial.state, "reason": trial.reason,
+    }  # fmt: skip
+
+
+def export(
+    run: options.Run,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write the model to; it must not exist.")],
+    eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
+    candidate: Annotated[str | None, typer.Option("--candidate", help="Another network of the space: 'stage=choice,...' or 'teacher'.")] = None,
+) -> None:
+    """Write a winner, or any candidate of the run's space, as a model folder."""
+    directory = RunDirectory.open(run)
+    if to.exists():
+        raise InputError(f"'{to}' exists already; give a folder that does not")
+    if candidate is not None:
+        _export_candidate(directory, candidate, to)
+    else:
+        shutil.copytree(_winner_folder(directory, eps), to)
+    out.print(f"saved in {to}", soft_wrap=True)
+
+
+def _winner_folder(directory: RunDirectory, eps: float | None) -> Path:
+    with directory.record(read_only=True) as record:
+        winners = {winner["eps"]: winner["path"] for winner in summarize(directory, record)["winners"] if winner["path"]}
+    if not winners:
+        raise InputError(f"run '{directory.path}' has no saved winner; let its search finish, or name a --candidate")
+    if eps is None and len(winners) > 1:
+        raise InputError(f"run '{directory.path}' has several winners; choose one with --eps: {', '.join(f'{e:g}' for e in winners)}")
+    if eps is not None and eps not in winners:
+        raise InputError(f"run '{directory.path}' has no winner for eps {eps:g}; it has: {', '.join(f'{e:g}' for e in winners)}")
+    return Path(winners[eps if eps is not None else next(iter(winners))])
+
+
+def _export_candidate(directory: RunDirectory, text: str, to: Path) -> None:
+    from nas.cli.console import Terminal
+    from nas.names import resolve_space
+
+    options.set_threads(None)
+    origin = directory.config()["space"]
+    task = resolve_space(origin.pop("name"), **origin).prepare(Terminal())
+    if task.export is None:
+        raise InputError(f"space '{task.space.name}' has no models to export")
+    task.export(task.space.parse(text), to)

@@ -1,0 +1,106 @@
+"""`nas search`: the main job."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from nas.cli import options
+from nas.cli.console import SearchView, Terminal, err, print_json
+from nas.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+
+def search(
+    space: options.SpaceName = "tocsr_unet",
+    eps: Annotated[list[float] | None, typer.Option("--eps", help="Bound on the divergence from the teacher; several give one winner each.")] = None,
+    teacher: options.Teacher = None,
+    library: options.Library = None,
+    data: options.Pictures = None,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="`nas optimizers` lists them.")] = "eps_gp",
+    trials: Annotated[int, typer.Option("--trials", help="Measurements at most, over all eps.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the optimizer.")] = 0,
+    minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise, such as params or macs.")] = None,
+    where: Annotated[list[str] | None, typer.Option("--where", help="Bound on a known cost, such as 'macs<=75%'; several allowed.")] = None,
+    delta: Annotated[float | None, typer.Option("--delta", help="Stop when a better candidate is less probable than this.")] = None,
+    workdir: Annotated[Path, typer.Option("--workdir", help="Where run directories are kept.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run directory.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start afresh; an existing run of that name is moved aside.")] = False,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    _: options.Config = None,
+) -> None:
+    """Search the cheapest network within eps of the teacher: calibrates, searches, verifies, saves the winner.
+
+    The same command goes on with a run that was stopped, or prints the result of one that is done.
+    """
+    from nas.search import SearchOptions
+    from nas.search import search as run_search
+
+    if not eps:
+        raise InputError("give at least one --eps, such as --eps 0.005")
+    SearchOptions(tuple(eps), optimizer, trials, seed, minimize, tuple(where or ()), delta)  # bad values stop here, before torch is loaded
+    _check_writable(workdir)
+    _check_optimizer(optimizer)
+    options.set_threads(threads)
+    from nas.cli.results import print_result
+
+    with SearchView(trials, quiet) as view, _interruptible():
+        result = run_search(
+            space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new,
+            progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,
+            where=tuple(where or ()), delta=delta,
+        )  # fmt: skip
+    summary = result.to_json()
+    if json:
+        print_json(summary)
+    else:
+        print_result(summary)
+    if not any(winner["feasible"] for winner in summary["winners"]):
+        err.print("nothing feasible: no measured candidate is within eps; the least divergent one is shown. Try more --trials or a larger --eps.")
+        raise typer.Exit(3)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turns Ctrl-C and SIGTERM into a clean end with the command that resumes the run; exit code 130 or 143."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        command = ["nas", *(argument for argument in sys.argv[1:] if argument != "--new")]
+        err.print(f"interrupted; all finished trials are kept. Go on with: {shlex.join(command)}", markup=False)
+        raise typer.Exit(128 + int(number)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_optimizer(name: str) -> None:
+    from nas.names import OPTIMIZERS
+
+    OPTIMIZERS.check(name.partition(":")[0])
+
+
+def _check_writable(workdir: Path) -> None:
+    """Raises unless run directories can be made there; looks, makes nothing."""
+    import os
+
+    folder = workdir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {workdir}: '{folder}' is not a writable folder; choose another --workdir")

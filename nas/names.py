@@ -1,0 +1,82 @@
+"""The names a command line may use for spaces and optimizers, resolved to objects."""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.errors import InputError
+from nas.registry import Registry
+
+if TYPE_CHECKING:
+    from nas.problem import Problem
+    from nas.protocols import Optimizer, OptimizerFactory, Space
+
+SPACES: "Registry[Callable[..., Space]]" = Registry(
+    "space",
+    "nas.spaces",
+    {
+        "tocsr_unet": "nas.spaces.tocsr.space:tocsr_unet",
+        "synthetic": "nas.spaces.synthetic:make_synthetic",
+        "nasbench201": "nas.spaces.nasbench201:make_nasbench201",
+        "table": "nas.spaces.table:make_table",
+    },
+)
+
+OPTIMIZERS: "Registry[OptimizerFactory]" = Registry(
+    "optimizer",
+    "nas.optimizers",
+    {
+        "eps_gp": "nas.optimizers.eps_gp:EpsGP",
+        "random": "nas.optimizers.random_search:RandomSearch",
+    },
+)
+
+
+def resolve_space(text: str, **options: Any) -> "Space":
+    """The space that `NAME`, `NAME:ARGUMENT` or `path/to/file.py:function` names; options that are None are not passed.
+
+    Raises:
+        InputError: unknown name, a file that cannot be loaded, or an option that this space does not take.
+    """
+    head, _, argument = text.partition(":")
+    if head.endswith(".py"):
+        factory, arguments = _from_file(Path(head), argument or "make_space"), ()
+    else:
+        factory, arguments = SPACES.get(head), (argument,) if argument else ()
+    given = {name: value for name, value in options.items() if value is not None}
+    accepted = inspect.signature(factory).parameters
+    for name in given:
+        if name not in accepted:
+            takes = ", ".join(sorted(set(accepted) & set(options))) or "none"
+            raise InputError(f"space '{text}' takes no option '{name}'; it takes: {takes}")
+    try:
+        inspect.signature(factory).bind(*arguments, **given)
+    except TypeError as error:
+        raise InputError(f"space '{text}': {error}") from None
+    space: Space = factory(*arguments, **given)
+    return space
+
+
+def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, **options: Any) -> "Optimizer":
+    """The optimizer that a name gives for a problem; options that are None, or that it does not know, are not passed."""
+    factory = OPTIMIZERS.get(text)
+    accepted = inspect.signature(factory).parameters
+    return factory(problem, seed, **{name: value for name, value in options.items() if value is not None and name in accepted})
+
+
+def _from_file(path: Path, function: str) -> Any:
+    if not path.is_file():
+        raise InputError(f"no file '{path}' to take a space from; give path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(f"nas_user_{path.stem}", path.resolve())
+    if spec is None or spec.loader is None:
+        raise InputError(f"'{path}' cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        raise InputError(f"'{path}' has no function '{function}'; it has: {', '.join(known) or 'none'}")
+    return getattr(module, function)

@@ -1,0 +1,234 @@
+"""The main job in one call: prepare a space, search it, verify and save the winners. `nas search` is this function."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nas.errors import InputError
+from nas.names import resolve_optimizer, resolve_space
+from nas.problem import Bound, Problem
+from nas.progress import Progress, Quiet
+from nas.protocols import Space, Task
+from nas.record import Record, RunDirectory
+from nas.study import Stopped, Study, Winner
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """What a search is asked to do; all of it decides the result and is written to `run.toml`, `trials` apart.
+
+    `where` are bounds such as `"macs<=75%"`. `trials` is the total over all eps. `delta` is the probability of a better candidate
+    below which the optimizer stops; None is its default.
+    """
+
+    eps: tuple[float, ...]
+    optimizer: str = "eps_gp"
+    trials: int = 60
+    seed: int = 0
+    minimize: str | None = None
+    where: tuple[str, ...] = ()
+    delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.eps:
+            raise InputError("a search needs at least one eps, such as --eps 0.005")
+        for eps in self.eps:
+            if not (math.isfinite(eps) and eps >= 0):
+                raise InputError(f"eps must be a finite number of at least 0, got {eps}")
+        if len(set(self.eps)) != len(self.eps):
+            raise InputError(f"every eps may be given once, got {', '.join(map(str, self.eps))}")
+        if self.trials < 1:
+            raise InputError(f"trials must be at least 1, got {self.trials}")
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise InputError(f"delta must lie between 0 and 1, got {self.delta}")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found: a winner for each eps, in the order given, and the study behind them."""
+
+    space: str
+    study: Study
+    winners: tuple[Winner, ...]
+    stopped: Stopped
+    run: Path | None
+    seconds: dict[str, float]
+    paths: dict[float, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON of `nas search`."""
+        problem = self.study.problem
+        return {
+            "space": self.space,
+            "teacher": {name: _number(value) for name, value in problem.costs.of(problem.space.teacher).items()},
+            "winners": [self._winner(winner) for winner in self.winners],
+            "n_trials": len(self.study.trials),
+            "n_measured": self.study.n_measured,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "run": str(self.run) if self.run else None,
+        }
+
+    def _winner(self, winner: Winner) -> dict[str, Any]:
+        trial = winner.trial
+        return {
+            "eps": winner.eps,
+            "feasible": winner.feasible,
+            "candidate": self.study.problem.space.decode(trial.candidate) if trial else None,
+            **({name: _number(value) for name, value in trial.costs.items()} if trial else {}),
+            "divergence": trial.divergence if trial else None,
+            "stderr": trial.stderr if trial else None,
+            "n_samples": trial.n_samples if trial else 0,
+            "heldout_divergence": winner.heldout.divergence if winner.heldout and winner.feasible else None,
+            "path": self.paths.get(winner.eps),
+            "rejected": [
+                {"candidate": self.study.problem.space.decode(t.candidate), "divergence": t.divergence, "heldout_divergence": heldout.divergence}
+                for t, heldout in winner.rejected
+            ],
+        }
+
+
+def search(
+    space: "Space | str",
+    eps: float | Sequence[float],
+    *,
+    space_options: Mapping[str, Any] | None = None,
+    workdir: Path | str | None = "runs",
+    name: str | None = None,
+    new: bool = False,
+    progress: Progress | None = None,
+    on_trial: Callable[[Study], None] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Searches the cheapest candidate for each eps.
+
+    Args:
+        space: a space, or what `--space` takes.
+        eps: one or several bounds on the divergence.
+        space_options: passed on to the factory of a space given by name (teacher, library, data, device).
+        workdir: where the run directory goes; None keeps the record in memory and saves nothing.
+        name: the run directory's name; by default made from the space and a hash of everything that decides the result.
+        new: moves an existing run of that name aside and starts afresh; otherwise the run goes on.
+        progress: where to report; silent by default.
+        on_trial: called with the study before the first and after each trial.
+        options: the other fields of `SearchOptions`.
+
+    Raises:
+        NasError: bad input, with one line that says what to do.
+    """
+    asked = SearchOptions(tuple(eps) if isinstance(eps, Sequence) else (eps,), **options)
+    report = progress or Quiet()
+    chosen = dict(space_options or {})
+    source = resolve_space(space, **chosen) if isinstance(space, str) else space
+    origin = {"name": space, **chosen} if isinstance(space, str) else {"name": source.space.name}
+    started = time.monotonic()
+    if workdir is None:
+        return _search(source, asked, None, report, on_trial, started)
+    config = run_config(source, asked, origin)
+    run = RunDirectory(Path(workdir) / (name or run_name(config)))
+    if new:
+        run.reset()
+    run.create(config)
+    with run.lock():
+        return _search(source, asked, run, report, on_trial, started)
+
+
+def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `run.toml` holds: the resolved configuration, the fingerprints of what the space is made of, and versions."""
+    return {
+        "space": dict(origin),
+        "search": {
+            "eps": list(asked.eps),
+            "optimizer": asked.optimizer,
+            "seed": asked.seed,
+            "minimize": asked.minimize,
+            "where": list(asked.where),
+            "delta": asked.delta,
+        },
+        "fingerprints": dict(source.fingerprint()),
+        "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
+    }
+
+
+def run_name(config: Mapping[str, Mapping[str, Any]]) -> str:
+    """`SPACE-HASH` of everything that decides the result."""
+    content = json.dumps([config["space"], config["search"], config["fingerprints"]], sort_keys=True)
+    stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(config["space"]["name"]))
+    return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def make_problem(task: Task, asked: SearchOptions) -> Problem:
+    """The problem that a prepared space and the options state."""
+    objective = asked.minimize or ("params" if "params" in task.costs.by_choice or len(task.costs.by_choice) > 1 else task.costs.metrics[0])
+    task.costs.check_metric(objective)
+    bounds = tuple(Bound.parse(text, task.costs) for text in asked.where)
+    return Problem(task.space, task.costs, asked.eps, objective, bounds, task.calibration_errors)
+
+
+def stage_table(problem: Problem) -> dict[str, Any]:
+    """Every stage's choices with their costs and calibration errors, and the fixed part: what a reader needs to understand a winner."""
+
+    def choice(s: int, k: int, name: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"name": name, **{metric: _number(table[s, k]) for metric, table in problem.costs.by_choice.items()}}
+        error = None if problem.calibration_errors is None else float(problem.calibration_errors[s, k])
+        return {**row, "calibration_error": None if error is None or math.isnan(error) else error}
+
+    stages = [{"name": stage.name, "choices": [choice(s, k, c.name) for k, c in enumerate(stage.choices)]} for s, stage in enumerate(problem.space.stages)]
+    return {"stages": stages, "fixed": {metric: _number(problem.costs.fixed.get(metric, 0.0)) for metric in problem.costs.metrics}}
+
+
+def _search(
+    source: Space, asked: SearchOptions, run: RunDirectory | None, report: Progress, on_trial: Callable[[Study], None] | None, started: float
+) -> SearchResult:
+    task = source.prepare(report)
+    calibrated = time.monotonic()
+    for note in task.notes:
+        report.note(note)
+    problem = make_problem(task, asked)
+    record = run.record() if run else Record()
+    record.set_fact("table", stage_table(problem))
+    optimizer = resolve_optimizer(asked.optimizer, problem, asked.seed, delta=asked.delta)
+    study = Study(problem, optimizer, task.evaluator, record, verifier=task.verifier)
+    if on_trial is not None:
+        on_trial(study)
+    stopped = study.run(asked.trials, (lambda _: on_trial(study)) if on_trial is not None else None)
+    winners = tuple(study.winner(value) for value in asked.eps)
+    paths = _export(task, winners, run, record) if run else {}
+    seconds = {
+        "calibrate": round(calibrated - started, 3),
+        "measure": round(study.seconds_measuring, 3),
+        "propose": round(study.seconds_proposing, 3),
+        "total": round(time.monotonic() - started, 3),
+    }
+    result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths)
+    record.set_fact("result", result.to_json())
+    return result
+
+
+def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Record) -> dict[float, str]:
+    """Saves each feasible winner that is not saved yet; eps -> its folder."""
+    paths: dict[float, str] = {}
+    if task.export is None:
+        return paths
+    saved: dict[str, Any] = record.fact("saved", {})
+    for winner in winners:
+        if not winner.feasible or winner.trial is None:
+            continue
+        folder = run.winner(winner.eps, several=len(winners) > 1)
+        if saved.get(folder.name) != list(winner.trial.candidate) or not folder.exists():
+            task.export(winner.trial.candidate, folder)
+            saved[folder.name] = list(winner.trial.candidate)
+            record.set_fact("saved", saved)
+        paths[winner.eps] = str(folder)
+    return paths
+
+
+def _number(value: float) -> float | int:
+    """Integers as such: costs are exact counts."""
+    return int(value) if float(value).is_integer() else value

@@ -1,0 +1,159 @@
+"""A search: propose, measure, record, until the trials are used up or nothing better is left; then verify the winners."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from nas.errors import ContractError
+from nas.problem import Problem
+from nas.protocols import Evaluator, Optimizer
+from nas.record import Record
+from nas.space import Candidate
+from nas.trial import Measurement, Trial, incumbent, least_divergent
+
+Stopped = Literal["trials", "proof", "exhausted", "interrupted"]
+
+HELDOUT_TOLERANCE = 1.2  # a winner's held-out divergence may exceed eps by this factor
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The cheapest feasible trial of an eps that held-out data confirms; the least divergent one if there is none.
+
+    `rejected` are the cheaper feasible trials whose held-out divergence, beside them, was above 1.2 eps. `trial` is None when nothing was measured.
+    """
+
+    eps: float
+    feasible: bool
+    trial: Trial | None
+    heldout: Measurement | None = None
+    rejected: tuple[tuple[Trial, Measurement], ...] = ()
+
+
+class Study:
+    """One search over a problem, on a record that outlives the process.
+
+    Args:
+        problem: what is minimised under which bounds.
+        optimizer: proposes candidates from the record alone, so that a killed search goes on as if nothing had happened.
+        evaluator: measures divergence.
+        record: where trials go; in memory by default.
+        verifier: measures divergence on held-out samples; None accepts winners as measured.
+    """
+
+    def __init__(
+        self, problem: Problem, optimizer: Optimizer, evaluator: Evaluator, record: Record | None = None, *, verifier: Evaluator | None = None
+    ) -> None:
+        self.problem = problem
+        self.optimizer = optimizer
+        self.record = record or Record()
+        self._evaluator = evaluator
+        self._verifier = verifier
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The record."""
+        return self.record.trials()
+
+    def run(self, n_trials: int, on_trial: Callable[[Sequence[Trial]], None] | None = None) -> Stopped:
+        """Goes on until the record holds `n_trials`; says why it stopped. `on_trial` gets all trials after each new one."""
+        trials = self.trials
+        while len(trials) < n_trials:
+            started = time.process_time()
+            proposed = self.optimizer.propose(trials, n=1)
+            self.record.set_fact("seconds_proposing", self.seconds_proposing + time.process_time() - started)
+            if not proposed:
+                # the teacher is known and need not be measured
+                left = self.problem.space.n_candidates - len({self.problem.space.teacher, *(t.candidate for t in trials)})
+                return "exhausted" if left == 0 else "proof"
+            candidate = self._checked(proposed[0], trials)
+            trial = self._measured(candidate, trials)
+            self.record.add(trial)
+            trials.append(trial)
+            if on_trial is not None:
+                on_trial(trials)
+        return "trials"
+
+    def incumbent(self, eps: float, trials: Sequence[Trial] | None = None) -> Trial | None:
+        """The cheapest trial that satisfies the eps and all known bounds, not yet verified."""
+        return incumbent(self._within_bounds(self.trials if trials is None else trials), eps, self.problem.objective)
+
+    def winner(self, eps: float) -> Winner:
+        """Verifies feasible trials from the cheapest on until one holds; verdicts are recorded, so that nothing is measured twice."""
+        trials = self._within_bounds(self.trials)
+        feasible = sorted((t for t in trials if t.divergence is not None and t.divergence <= eps), key=lambda t: (t.costs[self.problem.objective], t.number))
+        rejected: list[tuple[Trial, Measurement]] = []
+        for trial in feasible:
+            heldout = self._verified(trial.candidate)
+            if heldout is None or (heldout.divergence is not None and heldout.divergence <= HELDOUT_TOLERANCE * eps):
+                return Winner(eps, True, trial, heldout, tuple(rejected))
+            rejected.append((trial, heldout))
+        if not trials and self.problem.space.n_candidates == 1:
+            teacher = Trial(0, self.problem.space.teacher, self.problem.costs.of(self.problem.space.teacher), 0.0)
+            return Winner(eps, True, teacher)
+        return Winner(eps, False, least_divergent(self.trials), None, tuple(rejected))
+
+    @property
+    def n_measured(self) -> int:
+        """Measurements that no cache served, verification included."""
+        return sum(not t.attrs.get("cached") for t in self.trials) + sum(not v["cached"] for v in self._verdicts().values())
+
+    @property
+    def seconds_measuring(self) -> float:
+        """Seconds spent measuring, all sessions of this run together."""
+        return sum(t.seconds for t in self.trials) + sum(v["seconds"] for v in self._verdicts().values())
+
+    @property
+    def seconds_proposing(self) -> float:
+        """CPU seconds the optimizer took, all sessions of this run together."""
+        return float(self.record.fact("seconds_proposing", 0.0))
+
+    def _measured(self, candidate: Candidate, trials: Sequence[Trial]) -> Trial:
+        costs = self.problem.costs.of(candidate)
+        measured = self._evaluator.measure([candidate], self.problem.eps)[0]
+        if not measured.complete and self._may_win(measured, costs, trials):
+            measured = self._evaluator.measure([candidate])[0]
+        divergence, reason = measured.divergence, measured.reason
+        if divergence is not None and not math.isfinite(divergence):
+            divergence, reason = None, f"divergence is not finite ({divergence})"
+        return Trial(
+            len(trials), candidate, costs, divergence, measured.stderr, measured.n_samples, measured.seconds,
+            "failed" if divergence is None else "complete", reason, {**measured.attrs, **({"cached": True} if measured.cached else {})},
+        )  # fmt: skip
+
+    def _may_win(self, measured: Measurement, costs: dict[str, float], trials: Sequence[Trial]) -> bool:
+        """Whether the candidate would become the incumbent of some eps: then its verdict must rest on all samples."""
+        for eps in self.problem.eps:
+            best = self.incumbent(eps, trials)
+            cheaper = best is None or costs[self.problem.objective] < best.costs[self.problem.objective]
+            if cheaper and measured.divergence is not None and measured.divergence <= eps:
+                return True
+        return False
+
+    def _verified(self, candidate: Candidate) -> Measurement | None:
+        if self._verifier is None:
+            return None
+        name = json.dumps(candidate)
+        verdicts = self._verdicts()
+        if name not in verdicts:
+            verdicts[name] = asdict(self._verifier.measure([candidate])[0]) | {"attrs": {}}
+            self.record.set_fact("verdicts", verdicts)
+        return Measurement(**verdicts[name])
+
+    def _verdicts(self) -> dict[str, dict[str, Any]]:
+        """Candidate (as JSON) -> its measurement on held-out samples."""
+        known: dict[str, dict[str, Any]] = self.record.fact("verdicts", {})
+        return known
+
+    def _within_bounds(self, trials: Sequence[Trial]) -> list[Trial]:
+        bounds = self.problem.bounds
+        return [t for t in trials if all(t.costs[bound.metric] <= bound.limit * (1 + 1e-12) for bound in bounds)]
+
+    def _checked(self, candidate: Candidate, trials: Sequence[Trial]) -> Candidate:
+        candidate = self.problem.space.check(candidate)
+        if any(trial.candidate == candidate for trial in trials):
+            raise ContractError(f"optimizer {type(self.optimizer).__name__} proposed {candidate} again; a told candidate must not be repeated")
+        return candidate

@@ -1,0 +1,81 @@
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from nas.errors import DamagedFile, InputError, RunInUse, RunMismatch
+from nas.record import Record, RunDirectory
+from nas.trial import Trial
+
+TRIAL = Trial(0, (1, 0), {"params": 3.0}, 0.25, 0.01, 128, 0.5, attrs={"cached": True})
+CONFIG = {"space": {"name": "demo"}, "search": {"eps": [0.1], "seed": 0}}
+
+
+def test_what_was_added_is_read_back_equal(tmp_path: Path) -> None:
+    failed = Trial(1, (0, 1), {"params": 1.0}, None, state="failed", reason="not finite")
+    with Record(tmp_path / "study.db") as record:
+        record.add(TRIAL)
+        record.add(failed)
+        record.set_fact("result", {"a": [1, None]})
+    with Record(tmp_path / "study.db", read_only=True) as record:
+        assert record.trials() == [TRIAL, failed]
+        assert record.fact("result") == {"a": [1, None]}
+        assert record.fact("nothing", 7) == 7
+
+
+def test_the_record_refuses_the_same_candidate_twice() -> None:
+    record = Record()
+    record.add(TRIAL)
+    with pytest.raises(sqlite3.IntegrityError):
+        record.add(Trial(1, (1, 0), {}, 0.1))
+
+
+def test_a_file_that_is_no_record_is_reported_as_damaged(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"this is not a database at all" * 100)
+    with pytest.raises(DamagedFile, match="damaged"):
+        Record(tmp_path / "study.db")
+
+
+def test_a_run_made_with_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create(CONFIG)
+    run.create(CONFIG)
+    with pytest.raises(RunMismatch, match=r"search\.seed: 0 there, 1 now"):
+        run.create({**CONFIG, "search": {"eps": [0.1], "seed": 1}})
+
+
+def test_reset_moves_the_old_run_aside(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create(CONFIG)
+    run.reset()
+    assert not run.path.exists()
+    assert len(list(tmp_path.glob("run.old-*/run.toml"))) == 1
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not a run directory \(no run.toml\)"):
+        RunDirectory.open(tmp_path)
+
+
+def _try_to_lock(path: Path, answers: "multiprocessing.Queue[str]") -> None:
+    try:
+        with RunDirectory(path).lock():
+            answers.put("locked")
+    except RunInUse as error:
+        answers.put(str(error))
+
+
+def test_a_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    answers: multiprocessing.Queue[str] = context.Queue()
+    with run.lock():
+        process = context.Process(target=_try_to_lock, args=(tmp_path, answers))
+        process.start()
+        assert "is in use by pid" in answers.get(timeout=60)
+        process.join()
+    process = context.Process(target=_try_to_lock, args=(tmp_path, answers))
+    process.start()
+    assert answers.get(timeout=60) == "locked"
+    process.join()
