@@ -1,11 +1,12 @@
 """The names a command line may use for spaces and optimizers, resolved to objects."""
 
+import functools
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nas.errors import InputError
 from nas.registry import Registry
@@ -30,7 +31,17 @@ OPTIMIZERS: "Registry[OptimizerFactory]" = Registry(
     "nas.optimizers",
     {
         "eps_gp": "nas.optimizers.eps_gp:EpsGP",
+        "additive": "nas.optimizers.additive:AdditiveSearch",
+        "evolution": "nas.optimizers.evolution:RegularisedEvolution",
+        "local": "nas.optimizers.local:LocalSearch",
+        "optuna": "nas.optimizers.optuna_samplers:OptunaOptimizer",
+        "optuna:gp": "nas.optimizers.optuna_samplers:gp",
+        "optuna:nsga2": "nas.optimizers.optuna_samplers:nsga2",
+        "optuna:random": "nas.optimizers.optuna_samplers:random",
+        "optuna:tpe": "nas.optimizers.optuna_samplers:tpe",
+        "paper_gp": "nas.optimizers.paper_gp:PaperGP",
         "random": "nas.optimizers.random_search:RandomSearch",
+        "threshold": "nas.optimizers.threshold:ThresholdSearch",
     },
 )
 
@@ -42,10 +53,9 @@ def resolve_space(text: str, **options: Any) -> "Space":
         InputError: unknown name, a file that cannot be loaded, or an option that this space does not take.
     """
     head, _, argument = text.partition(":")
-    if head.endswith(".py"):
-        factory, arguments = _from_file(Path(head), argument or "make_space"), ()
-    else:
-        factory, arguments = SPACES.get(head), (argument,) if argument else ()
+    from_file = head.endswith(".py")
+    factory = _from_file(Path(head), argument or "make_space") if from_file else SPACES.get(head)
+    arguments = (argument,) if argument and not from_file else ()
     given = {name: value for name, value in options.items() if value is not None}
     accepted = inspect.signature(factory).parameters
     for name in given:
@@ -60,11 +70,24 @@ def resolve_space(text: str, **options: Any) -> "Space":
     return space
 
 
-def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, **options: Any) -> "Optimizer":
-    """The optimizer that a name gives for a problem; options that are None, or that it does not know, are not passed."""
-    factory = OPTIMIZERS.get(text)
-    accepted = inspect.signature(factory).parameters
-    return factory(problem, seed, **{name: value for name, value in options.items() if value is not None and name in accepted})
+def optimizer_factory(text: str) -> "OptimizerFactory":
+    """What makes the optimizer that `NAME` or `NAME:ARGUMENT` names, such as `optuna:tpe`; the argument is the factory's first option."""
+    head, _, argument = text.partition(":")
+    if not argument or text in OPTIMIZERS.names():
+        return OPTIMIZERS.get(text)
+    factory = OPTIMIZERS.get(head)
+    options = [name for name, p in inspect.signature(factory).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if not options:
+        raise InputError(f"optimizer '{head}' takes no argument, got '{argument}'")
+    return cast("OptimizerFactory", functools.partial(cast(Callable[..., Any], factory), **{options[0]: argument}))
+
+
+def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: float | None = None) -> "Optimizer":
+    """The optimizer that a name gives for a problem; `delta` goes to those that stop by it."""
+    factory = optimizer_factory(text)
+    options = {"delta": delta} if delta is not None and "delta" in inspect.signature(factory).parameters else {}
+    made: Optimizer = cast(Callable[..., Any], factory)(problem, seed, **options)
+    return made
 
 
 def _from_file(path: Path, function: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nas.errors import InputError
 from nas.names import resolve_optimizer, resolve_space
-from nas.problem import Bound, Problem
+from nas.problem import Bound, CostTable, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import Space, Task
 from nas.record import Record, RunDirectory
@@ -60,6 +60,11 @@ class SearchResult:
     run: Path | None
     seconds: dict[str, float]
     paths: dict[float, str] = field(default_factory=dict)
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """Every stage's choices with their costs and calibration errors."""
+        return stage_table(self.study.problem)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `nas search`."""
@@ -165,10 +170,15 @@ def run_name(config: Mapping[str, Mapping[str, Any]]) -> str:
 
 def make_problem(task: Task, asked: SearchOptions) -> Problem:
     """The problem that a prepared space and the options state."""
-    objective = asked.minimize or ("params" if "params" in task.costs.by_choice or len(task.costs.by_choice) > 1 else task.costs.metrics[0])
-    task.costs.check_metric(objective)
+    objective = default_objective(task.costs, asked.minimize)
     bounds = tuple(Bound.parse(text, task.costs) for text in asked.where)
     return Problem(task.space, task.costs, asked.eps, objective, bounds, task.calibration_errors)
+
+
+def default_objective(costs: CostTable, asked: str | None = None) -> str:
+    """The cost to minimise: the one asked for, else `params`, else the only one there is."""
+    only = costs.metrics[0] if len(costs.metrics) == 1 else "params"
+    return costs.check_metric(asked or only)
 
 
 def stage_table(problem: Problem) -> dict[str, Any]:
@@ -200,12 +210,14 @@ def _search(
     stopped = study.run(asked.trials, (lambda _: on_trial(study)) if on_trial is not None else None)
     winners = tuple(study.winner(value) for value in asked.eps)
     paths = _export(task, winners, run, record) if run else {}
+    earlier = record.fact("seconds", {"calibrate": 0.0, "total": 0.0})
     seconds = {
-        "calibrate": round(calibrated - started, 3),
+        "calibrate": round(earlier["calibrate"] + calibrated - started, 3),
         "measure": round(study.seconds_measuring, 3),
         "propose": round(study.seconds_proposing, 3),
-        "total": round(time.monotonic() - started, 3),
+        "total": round(earlier["total"] + time.monotonic() - started, 3),
     }
+    record.set_fact("seconds", seconds)
     result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths)
     record.set_fact("result", result.to_json())
     return result

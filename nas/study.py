@@ -104,7 +104,7 @@ class Study:
     @property
     def seconds_measuring(self) -> float:
         """Seconds spent measuring, all sessions of this run together."""
-        return sum(t.seconds for t in self.trials) + sum(v["seconds"] for v in self._verdicts().values())
+        return sum(t.seconds for t in self.trials) + sum(float(v["seconds"]) for v in self._verdicts().values())
 
     @property
     def seconds_proposing(self) -> float:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nas.cli.console import amount, out
 
-_METRICS = {"params": "parameters", "macs": "MACs", "macs_with_attention": "MACs with attention"}
+_METRICS = {"params": "parameters", "macs": "MACs", "macs_with_attention": "+ attention"}
 
 
 def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
@@ -32,7 +33,8 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
 def winners_table(summary: Mapping[str, Any]) -> Table:
     """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
     metrics = list(summary["teacher"])
-    table = Table("", *(_METRICS.get(m, m) for m in metrics), "smaller", "L", "held-out L", title=summary["space"], title_justify="left")
+    title = f"{summary['space']}: teacher and winners"
+    table = Table("", *(_METRICS.get(m, m) for m in metrics), "smaller", "L", "held-out L", title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", "0")
     for winner in summary["winners"]:
         label = f"eps {winner['eps']:g}" + ("" if winner["feasible"] else " (not feasible)")
@@ -48,7 +50,8 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
 
 def stages_table(winner: Mapping[str, Any], table: Mapping[str, Any], metric: str) -> Table:
     """One row a stage: the chosen block, its cost beside the teacher's, and its calibration error."""
-    shown = Table("stage", "block", _METRICS.get(metric, metric), "of teacher's", "calibration error", title=f"eps {winner['eps']:g}", title_justify="left")
+    title = f"eps {winner['eps']:g}: stage by stage"
+    shown = Table("stage", "block", _METRICS.get(metric, metric), "of teacher's", "calibration error", title=title, title_justify="left", box=SIMPLE_HEAD)
     for stage in table["stages"]:
         chosen = next(c for c in stage["choices"] if c["name"] == winner["candidate"][stage["name"]])
         teacher = stage["choices"][0]

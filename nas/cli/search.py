@@ -64,7 +64,7 @@ def search(
     if json:
         print_json(summary)
     else:
-        print_result(summary)
+        print_result(summary, result.table)
     if not any(winner["feasible"] for winner in summary["winners"]):
         err.print("nothing feasible: no measured candidate is within eps; the least divergent one is shown. Try more --trials or a larger --eps.")
         raise typer.Exit(3)

@@ -1,0 +1,83 @@
+"""`nas compare`, `nas tabulate`, `nas optimizers`: the arena."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli import options
+from nas.cli.console import Terminal, err, out, print_json
+from nas.errors import InputError
+
+
+def optimizers(json: options.Json = False) -> None:
+    """List the names that --optimizer takes."""
+    from nas.names import OPTIMIZERS
+
+    if json:
+        print_json(OPTIMIZERS.names())
+    else:
+        out.print("\n".join(OPTIMIZERS.names()))
+
+
+def compare(
+    eps: Annotated[list[float], typer.Option("--eps", help="Bound on the divergence; several give one comparison each.")],
+    space: options.SpaceName = "synthetic",
+    names: Annotated[str, typer.Option("--optimizers", help="Names, separated by commas.")] = "eps_gp,additive,random",
+    seeds: Annotated[int, typer.Option("--seeds", help="Independent runs of each optimizer.")] = 20,
+    trials: Annotated[int, typer.Option("--trials", help="Measurements of a run at most.")] = 50,
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes of one thread each.")] = 1,
+    minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise.")] = None,
+    where: Annotated[list[str] | None, typer.Option("--where", help="Bound on a known cost; several allowed.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write an SVG of regret over measurements, medians with quartile bands.")] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare optimizers on a space whose optimum is known: measurements to 1 % regret, regret, exactness, CPU time a proposal."""
+    from nas.names import optimizer_factory, resolve_space
+
+    for option, value in (("seeds", seeds), ("trials", trials), ("jobs", jobs)):
+        if value < 1:
+            raise InputError(f"--{option} must be at least 1, got {value}")
+    factories = {name: optimizer_factory(name) for name in dict.fromkeys(part.strip() for part in names.split(",") if part.strip())}
+    if not factories:
+        raise InputError("--optimizers names none; `nas optimizers` lists them")
+    options.set_threads(1)
+    from nas.compare import compare as run_compare
+    from nas.compare import render
+    from nas.problem import Bound
+    from nas.regret_plot import plot as draw
+    from nas.search import default_objective
+
+    terminal = Terminal(quiet)
+    task = resolve_space(space).prepare(terminal)
+    bounds = tuple(Bound.parse(text, task.costs) for text in where or ())
+    rows = run_compare(task, eps, factories, seeds, trials, jobs=jobs, objective=default_objective(task.costs, minimize), bounds=bounds, progress=terminal)
+    if plot is not None:
+        draw(rows, plot)
+        err.print(f"plot in {plot}", markup=False)
+    if json:
+        print_json([row.to_json() for row in rows])
+    else:
+        out.print(render(rows))
+
+
+def tabulate(
+    to: Annotated[Path, typer.Option("--to", help="The table file to write, FILE.npz.")],
+    space: options.SpaceName = "tocsr_unet",
+    teacher: options.Teacher = None,
+    library: options.Library = None,
+    data: options.Pictures = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure every candidate of a small space into a table for --space table:FILE.npz; goes on where it was stopped."""
+    from nas.names import resolve_space
+    from nas.tabulate import tabulate as run_tabulate
+
+    options.set_threads(threads)
+    terminal = Terminal(quiet)
+    task = resolve_space(space, **options.space_options(teacher, library, data, device)).prepare(terminal)
+    table = run_tabulate(task, to, terminal)
+    out.print(f"{table.divergence.size:,} candidates in {to}", soft_wrap=True)

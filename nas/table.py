@@ -1,0 +1,136 @@
+"""Tables of all divergences of a space, in an `.npz` file.
+
+    sizes             (S,)             choices of each stage
+    divergence        (prod sizes,)    row-major, last stage fastest; infinite where a measurement failed
+    cost_<metric>     (S, max K)       one array a metric, at least one; padding is ignored
+    fixed_<metric>    scalar           cost of what is not searched, 0 when absent
+    calibration_error (S, max K)       optional; NaN means unknown, column 0 counts as 0
+    stderr            (prod sizes,)    optional standard errors of the divergences
+
+Other arrays are ignored. Symbols: `S` stages, `K` choices, `N = prod sizes`.
+"""
+
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.errors import InputError
+from nas.problem import CostTable, Floats
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All divergences of a space, `(N,)`, with its costs; `stderr` and `calibration_errors` where they are known."""
+
+    sizes: tuple[int, ...]
+    divergence: Floats
+    costs: CostTable
+    calibration_errors: Floats | None = None
+    stderr: Floats | None = None
+
+
+def read_table(path: Path) -> Table:
+    """The checked content of a table file."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if _is_known(name)}
+    except FileNotFoundError:
+        raise InputError(f"no table file '{path}'; give the path of an .npz file") from None
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"table '{path}' must be an .npz file of plain arrays (numpy.savez_compressed): {error}") from None
+    try:
+        return parse_table(arrays)
+    except InputError as error:
+        raise InputError(f"table '{path}': {error}") from None
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Writes a table file, all at once or not at all."""
+    arrays: dict[str, Any] = {"sizes": np.array(table.sizes), "divergence": table.divergence}
+    arrays |= {f"cost_{metric}": values for metric, values in table.costs.by_choice.items()}
+    arrays |= {f"fixed_{metric}": value for metric, value in table.costs.fixed.items()}
+    arrays |= {} if table.calibration_errors is None else {"calibration_error": table.calibration_errors}
+    arrays |= {} if table.stderr is None else {"stderr": table.stderr}
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    partial.replace(path)
+
+
+def parse_table(arrays: Arrays) -> Table:
+    """A table from named arrays, every one checked."""
+    sizes = _sizes(arrays)
+    n, padded = math.prod(sizes), (len(sizes), max(sizes))
+    divergence = _floats(arrays, "divergence", (n,))
+    if np.isnan(divergence).any():
+        raise InputError(f"'divergence' must not be NaN, got NaN at entry {int(np.isnan(divergence).argmax())}; use inf for a failed measurement")
+    used = np.arange(padded[1]) < np.array(sizes)[:, None]
+    return Table(sizes, divergence, _costs(arrays, padded, used), _calibration_errors(arrays, padded, used), _stderr(arrays, n))
+
+
+def _is_known(name: str) -> bool:
+    return name in {"sizes", "divergence", "calibration_error", "stderr"} or name.startswith(("cost_", "fixed_"))
+
+
+def _sizes(arrays: Arrays) -> tuple[int, ...]:
+    if "sizes" not in arrays:
+        raise InputError("array 'sizes' is missing; it holds the number of choices of each stage")
+    sizes = arrays["sizes"]
+    if sizes.ndim != 1 or not len(sizes) or not np.issubdtype(sizes.dtype, np.integer):
+        raise InputError(f"'sizes' must hold one integer a stage, got shape {sizes.shape} of {sizes.dtype}")
+    if sizes.min() < 1:
+        raise InputError(f"'sizes' must be at least 1 everywhere, got {int(sizes.min())} for stage {int(sizes.argmin())}")
+    return tuple(sizes.tolist())
+
+
+def _costs(arrays: Arrays, padded: tuple[int, int], used: NDArray[np.bool_]) -> CostTable:
+    metrics = [name.removeprefix("cost_") for name in arrays if name.startswith("cost_")]
+    if not metrics:
+        raise InputError(f"at least one 'cost_<metric>' of shape {padded} must be there, got: {', '.join(arrays)}")
+    by_choice, fixed = {}, {}
+    for metric in metrics:
+        values = _floats(arrays, f"cost_{metric}", padded)
+        if not (np.isfinite(values) & (values >= 0))[used].all():
+            raise InputError(f"'cost_{metric}' must be finite and not negative in columns below 'sizes'")
+        by_choice[metric] = np.where(used, values, np.nan)
+        if f"fixed_{metric}" in arrays:
+            fixed[metric] = float(_floats(arrays, f"fixed_{metric}", ()))
+            if not 0 <= fixed[metric] < math.inf:
+                raise InputError(f"'fixed_{metric}' must be finite and not negative, got {fixed[metric]}")
+    return CostTable(by_choice, fixed)
+
+
+def _calibration_errors(arrays: Arrays, padded: tuple[int, int], used: NDArray[np.bool_]) -> Floats | None:
+    if "calibration_error" not in arrays:
+        return None
+    errors = np.where(used, _floats(arrays, "calibration_error", padded), np.nan)
+    errors[:, 0] = 0.0
+    if (errors < 0).any() or np.isinf(errors).any():
+        raise InputError("'calibration_error' must be finite and not negative, or NaN where it is unknown")
+    return errors
+
+
+def _stderr(arrays: Arrays, n: int) -> Floats | None:
+    if "stderr" not in arrays:
+        return None
+    stderr = _floats(arrays, "stderr", (n,))
+    if not (np.isfinite(stderr) & (stderr >= 0)).all():
+        raise InputError("'stderr' must be finite and not negative")
+    return stderr
+
+
+def _floats(arrays: Arrays, name: str, shape: tuple[int, ...]) -> Floats:
+    if name not in arrays:
+        raise InputError(f"array '{name}' of shape {shape} is missing")
+    values = arrays[name]
+    if values.shape != shape or not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise InputError(f"'{name}' must hold real numbers of shape {shape}, got shape {values.shape} of {values.dtype}")
+    return values.astype(np.float64)

@@ -1,0 +1,102 @@
+"""Measures every candidate of a small space and writes the table: the engine of `nas tabulate`."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nas.errors import InputError, RunMismatch
+from nas.problem import CostTable, Floats
+from nas.progress import Progress
+from nas.protocols import Task
+from nas.space import Candidate
+from nas.table import Table, write_table
+
+MOST = 1_000_000
+"""More candidates than this are not tabulated."""
+
+Arrays = Mapping[str, Floats]
+
+
+def tabulate(task: Task, path: Path, progress: Progress, *, chunk: int = 64, save_every_s: float = 30.0) -> Table:
+    """Writes the table of a task to `path` and returns it; goes on from `path.part` when it was interrupted.
+
+    Candidates are measured in enumeration order, so that neighbours share what an evaluator can reuse. Failed measurements and candidates that
+    a rule forbids are infinite in the table.
+
+    Raises:
+        InputError: the space is too large, the file exists, or its folder does not.
+        RunMismatch: the partial file belongs to another space.
+    """
+    if task.space.n_candidates > MOST:
+        raise InputError(f"space '{task.space.name}' has {task.space.n_candidates} candidates; at most {MOST} can be tabulated")
+    if path.exists():
+        raise InputError(f"table '{path}' exists; remove it or give another name")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write '{path}': its folder does not exist")
+    part = path.with_name(path.name + ".part")
+    divergence, stderr = _resumed(part, task)
+    try:
+        _measure_all(task, divergence, stderr, part, progress, chunk, save_every_s)
+    finally:
+        _save(part, task, divergence, stderr)
+    table = Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr)
+    write_table(path, table)
+    part.unlink()
+    return table
+
+
+def _measure_all(task: Task, divergence: Floats, stderr: Floats, part: Path, progress: Progress, chunk: int, save_every_s: float) -> None:
+    """Fills in what is NaN, in place, saving now and then."""
+    left = np.flatnonzero(np.isnan(divergence))
+    saved = time.monotonic()
+    for indices in progress.track(np.split(left, range(chunk, len(left), chunk)), "chunks of candidates"):
+        rows = np.stack(np.unravel_index(indices, task.space.sizes), axis=1)
+        candidates: list[Candidate] = [tuple(row) for row in rows.tolist()]
+        divergence[indices], stderr[indices] = _measured(task, candidates)
+        if time.monotonic() - saved > save_every_s:
+            _save(part, task, divergence, stderr)
+            saved = time.monotonic()
+
+
+def _measured(task: Task, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
+    """Divergences and standard errors; infinite and 0 where there is none."""
+    divergence, stderr = np.full(len(candidates), np.inf), np.zeros(len(candidates))
+    allowed = [i for i, candidate in enumerate(candidates) if task.space.allows(candidate)]
+    for i, measured in zip(allowed, task.evaluator.measure([candidates[i] for i in allowed]), strict=True):
+        if measured.divergence is not None and np.isfinite(measured.divergence):
+            divergence[i], stderr[i] = measured.divergence, measured.stderr
+    return divergence, stderr
+
+
+def _save(part: Path, task: Task, divergence: Floats, stderr: Floats) -> None:
+    """Like the table, with NaN for what is not measured yet."""
+    write_table(part, Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr))
+
+
+def _resumed(part: Path, task: Task) -> tuple[Floats, Floats]:
+    """Divergences and standard errors so far, NaN where nothing was measured."""
+    n = task.space.n_candidates
+    if not part.exists():
+        return np.full(n, np.nan), np.full(n, np.nan)
+    with np.load(part, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if not _belongs(arrays, task):
+        raise RunMismatch(f"'{part}' was begun with another space, other costs or other blocks; remove it to start afresh")
+    return arrays["divergence"], arrays["stderr"]
+
+
+def _belongs(arrays: Arrays, task: Task) -> bool:
+    if not np.array_equal(arrays["sizes"], task.space.sizes):
+        return False
+    errors = arrays.get("calibration_error")
+    if (errors is None) != (task.calibration_errors is None):
+        return False
+    same_errors = errors is None or np.array_equal(errors, np.asarray(task.calibration_errors), equal_nan=True)
+    return same_errors and _same_costs(arrays, task.costs)
+
+
+def _same_costs(arrays: Arrays, costs: CostTable) -> bool:
+    stored = {name.removeprefix("cost_") for name in arrays if name.startswith("cost_")}
+    return stored == set(costs.metrics) and all(np.array_equal(arrays[f"cost_{metric}"], costs.by_choice[metric], equal_nan=True) for metric in stored)

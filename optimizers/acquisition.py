@@ -1,0 +1,221 @@
+"""Expected saving subject to divergence <= eps, over every candidate of a region that is cheaper than the incumbents.
+
+    score(a) = sum_e (best_e - P(a))_+ sum_m weight_m Phi((t_m(eps_e) - mean_m(a)) / sd_m(a))
+
+The coarse pass sees all candidates in blocks, with one sd a model, in single precision: a candidate whose mean lies above the cut at its saving cannot
+be among the best, so the normal distribution is evaluated for a few thousand only. The best few hundred are scored again with exact sd.
+
+Symbols: `n` candidates, `E` bounds eps, `m` models; costs are sums over stages (the fixed part of the metric left out everywhere).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import log_ndtr, logsumexp, ndtri_exp
+
+from nas.optimizers.beliefs import Belief, standard_deviation
+from nas.optimizers.enumeration import Halved, Ints, PairTable, Region
+from nas.problem import Floats
+
+BLOCK = 1 << 15
+SAMPLE = 4096
+PROBES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A known additive metric that must not exceed `limit` (fixed part already taken off)."""
+
+    table: PairTable
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a search over a region aims at: the beliefs and their weights, each eps and the cost to beat there, and the known limits.
+
+    Without `by_saving` every cheaper candidate counts the same, whatever it saves.
+    """
+
+    beliefs: tuple[Belief, ...]
+    weights: tuple[float, ...]
+    eps: tuple[float, ...]
+    best: tuple[float, ...]
+    limits: tuple[Limit, ...] = ()
+    by_saving: bool = True
+
+    def log_feasibility(self, means: Sequence[Floats], sds: Sequence[Floats]) -> Floats:
+        """Log probability of L <= eps under the weighted models, `(n,)` per model -> `(E, n)`."""
+        terms = [
+            np.log(weight) + log_ndtr((np.array([[belief.threshold(e)] for e in self.eps]) - mean) / sd)
+            for belief, weight, mean, sd in zip(self.beliefs, self.weights, means, sds, strict=True)
+        ]
+        return np.asarray(logsumexp(np.stack(terms), axis=0))
+
+    def log_score(self, cost: Floats, log_feasibility: Floats) -> Floats:
+        """Log expected saving, `(n,), (E, n) -> (n,)`; -inf where nothing can be saved."""
+        return np.asarray(logsumexp(self.log_gain(np.array(self.best)[:, None] - cost) + log_feasibility, axis=0))
+
+    def log_gain(self, saving: Floats) -> Floats:
+        """Log of what a saving is worth; -inf for none."""
+        with np.errstate(divide="ignore"):
+            return np.log(np.maximum(saving, 0.0) if self.by_saving else (saving > 0).astype(np.float64))
+
+
+def score(goal: Goal, x: Ints, cost: Floats) -> Floats:
+    """Exact log score of listed candidates, `(n, S), (n,) -> (n,)`."""
+    return goal.log_score(cost, feasibility(goal, x))
+
+
+def feasibility(goal: Goal, x: Ints) -> Floats:
+    """Exact log probability of L <= eps of listed unseen candidates, `(n, S) -> (E, n)`."""
+    means = [belief.mean(x) for belief in goal.beliefs]
+    return goal.log_feasibility(means, [standard_deviation(belief, x) for belief in goal.beliefs])
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A belief on the halves of a region: its forms there, and the sd the coarse pass works with."""
+
+    belief: Belief
+    forms: tuple[Halved, ...]
+    sd: float
+
+    def mean(self, rows: slice, n_columns: int) -> Floats:
+        return self.belief.combine([form.block(rows, n_columns) for form in self.forms])
+
+    def mean_at(self, i: Ints, j: Ints) -> Floats:
+        return self.belief.combine([form.at(i, j) for form in self.forms]).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Pairs of combinations that are still in the running, `(n,)` each, and every model's mean there `(m, n)`."""
+
+    i: Ints
+    j: Ints
+    means: Floats
+
+    def __getitem__(self, which: Ints) -> "Held":
+        return Held(self.i[which], self.j[which], self.means[:, which])
+
+    @classmethod
+    def joined(cls, many: "Sequence[Held]") -> "Held":
+        return cls(np.concatenate([h.i for h in many]), np.concatenate([h.j for h in many]), np.concatenate([h.means for h in many], axis=1))
+
+
+class Pass:
+    """One coarse pass over the candidates of a region that are cheaper than the dearest incumbent."""
+
+    def __init__(self, region: Region, goal: Goal, size: int) -> None:
+        self.region = region
+        self.goal = goal
+        self.size = size
+        self.limits = [(limit.table.halved(region), limit.limit * (1 + 1e-12)) for limit in goal.limits]
+        room = max(goal.best) - region.fixed_cost - region.left_cost
+        self.reach = np.searchsorted(region.right_cost, room, side="left")  # columns of each row that save something, falling
+        self.reach = self.reach[: int(np.count_nonzero(self.reach))]
+        self.n_cheaper = int(self.reach.sum())
+        self.views: list[View] = []
+        self.floor = -np.inf
+
+    def run(self) -> Ints:
+        """The `size` best candidates by coarse score, best first, `(n, S)`."""
+        if not self.n_cheaper:
+            return np.zeros((0, len(self.region.base)), dtype=np.int64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._set_up()
+            held = self._screen()
+            score = self._score(held)
+        order = np.argsort(-score, kind="stable")[: self.size]
+        order = order[np.isfinite(score[order])]
+        return self.region.candidates(held.i[order], held.j[order])
+
+    def _set_up(self) -> None:
+        """Picks each model's coarse sd (the median exact sd of the most promising of a regular sample), then a floor for the score."""
+        for belief in self.goal.beliefs:
+            self.views.append(View(belief, tuple(form.halved(self.region).single() for form in belief.forms), 0.5))
+        sample = self._sample()
+        likely = np.argsort(-self._score(sample), kind="stable")[:PROBES]
+        probes = self.region.candidates(sample.i[likely], sample.j[likely])
+        probes = probes[probes.any(axis=1)]
+        if len(probes):
+            self.views = [replace(v, sd=float(np.median(standard_deviation(v.belief, probes)))) for v in self.views]
+        if self.size < self.n_cheaper:
+            score = np.sort(self._score(sample))[::-1]
+            self.floor = float(score[min(len(score) - 1, 2 * self.size * len(score) // self.n_cheaper + 4)])
+
+    def _sample(self) -> Held:
+        flat = np.unique(np.linspace(0, self.n_cheaper - 1, SAMPLE).astype(np.int64))
+        ends = np.cumsum(self.reach)
+        i = np.searchsorted(ends, flat, side="right")
+        j = flat - (ends[i] - self.reach[i])
+        held = Held(i, j, np.stack([view.mean_at(i, j) for view in self.views]))
+        within = np.ones(len(i), dtype=bool)
+        for halved, limit in self.limits:
+            within &= halved.at(i, j) <= limit
+        return held[np.flatnonzero(within)] if within.any() else held
+
+    def _score(self, held: Held) -> Floats:
+        cost = self.region.left_cost[held.i] + self.region.right_cost[held.j] + self.region.fixed_cost
+        feasible = self.goal.log_feasibility(held.means, [np.array(view.sd) for view in self.views])
+        score = self.goal.log_score(cost, feasible)
+        return np.where(np.isnan(score), -np.inf, score)
+
+    def _screen(self) -> Held:
+        """All that may reach the floor; it rises whenever many have gathered."""
+        table = self._cut_table()
+        held = [Held(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((len(self.views), 0)))]
+        start = n = 0
+        while start < len(self.reach):
+            n_columns = int(self.reach[start])
+            rows = slice(start, min(len(self.reach), start + max(1, BLOCK // n_columns)))
+            held.append(self._survivors(rows, n_columns, table))
+            n += len(held[-1].i)
+            if n > 32 * self.size:
+                held = [self._best_of(Held.joined(held))]
+                n = len(held[0].i)
+                table = self._cut_table()
+            start = rows.stop
+        return Held.joined(held)
+
+    def _best_of(self, held: Held) -> Held:
+        """The `size` best, in order of position; the worst of them is the new floor."""
+        score = self._score(held)
+        best = np.sort(np.argpartition(-score, self.size)[: self.size])
+        self.floor = max(self.floor, float(score[best].min()))
+        return held[best]
+
+    def _cut_table(self) -> tuple[Floats, list[Floats]]:
+        """Savings on a grid `(G,)`, against the dearest incumbent, and each model's largest mean worth keeping at each `(G,)`.
+
+        A sum reaches the floor if one term does, or several half of it; terms below half of it are let go.
+        """
+        top = max(self.goal.best)
+        cheapest = float(self.region.left_cost[0] + self.region.right_cost[0]) + self.region.fixed_cost
+        grid = np.linspace(0.0, max(top - cheapest, 1e-300), 257)
+        several = len(self.goal.eps) * len(self.views) > 1
+        cuts = []
+        for view, weight in zip(self.views, self.goal.weights, strict=True):
+            cut = np.full(len(grid), -np.inf)
+            for eps, best in zip(self.goal.eps, self.goal.best, strict=True):
+                ratio = self.floor - self.goal.log_gain(grid - (top - best)) - np.log(weight) - np.log(2) * several
+                z = np.where(ratio < 0, ndtri_exp(np.minimum(ratio, -1e-12)), np.inf)
+                cut = np.maximum(cut, view.belief.threshold(eps) - view.sd * z)
+            cuts.append(np.where(np.isnan(cut), np.inf, cut))
+        return grid, cuts
+
+    def _survivors(self, rows: slice, n_columns: int, table: tuple[Floats, list[Floats]]) -> Held:
+        """The part of a block whose mean lies under the cut of some model, within the limits."""
+        grid, cuts = table
+        saving = max(self.goal.best) - self.region.fixed_cost - self.region.left_cost[rows.start] - self.region.right_cost[:n_columns]
+        at = np.minimum(np.searchsorted(grid, saving), len(grid) - 1)
+        keep = np.zeros((rows.stop - rows.start, n_columns), dtype=bool)
+        means = [view.mean(rows, n_columns) for view in self.views]
+        for mean, cut in zip(means, cuts, strict=True):
+            keep |= mean <= cut[at].astype(np.float32)
+        for halved, limit in self.limits:
+            keep &= halved.block(rows, n_columns) <= limit
+        flat = np.flatnonzero(keep)
+        return Held(flat // n_columns + rows.start, flat % n_columns, np.stack([mean.ravel()[flat].astype(np.float64) for mean in means]))

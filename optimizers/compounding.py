@@ -1,0 +1,222 @@
+"""The compounding-additive Gaussian process on log L.
+
+    log L(a) = b + v(a) + beta (v(a) - log typical eps) + xi(a),   v(a) = log M(a) + h(Q(a)),   h(Q) = log(1 + Q)
+    M(a) = sum_s l_s[a_s],  l_s[k] = exp(u_s[k]),  l_s[0] = 0,  w_s = l_s[a_s] / M
+    Q(a) = sum_{s<t} c_st[a_s, a_t] sqrt(w_s w_t)
+    u_s[k] = u0_s[k] + gamma d_sk + g_s + r_sk,  d = centred log calibration error,  u0 = d + log(typical eps)
+
+so that L is a sum over stages plus pairs, raised to 1 + beta. b, beta, gamma, g, r, c are normal with the scales of `CompoundingKernel`; xi is what is left
+in each candidate. Gauss-Newton: log L is linearised at the expected coefficients of the sweep before, and an exact GP is fitted to what the
+linear part must explain.
+
+Symbols: `n` trials, `S` stages, `K` choices.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas.optimizers.beliefs import Record, log_normal_density
+from nas.optimizers.enumeration import Form, Ints, PairTable
+from nas.optimizers.kernels import LEAST, CompoundingKernel, Part, Shares, all_pairs, one_hot
+from nas.optimizers.scales import FittedGP, fit
+from nas.problem import Floats, Problem
+
+SWEEPS = 8
+TOLERANCE = 0.02
+LARGEST_STEP = 2.0
+NOISE = Part("unexplained", 0.1, 0.5)
+LEAST_SIGNAL = 2.0
+"""Divergences below this many standard errors say nothing on the log scale; they enter on the scale of L."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Trials on the log scale: `target` `(n,)`, its noise variance `(n,)`, and log |dL / dtarget| `(n,)`."""
+
+    target: Floats
+    variance: Floats
+    log_slope: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """b, beta, gamma, u - u0 `(S, K)`, and c `(S, S, K, K)`, symmetric, without its diagonal."""
+
+    intercept: float
+    exponent: float
+    slope: float
+    step: Floats
+    pairs: Floats
+
+
+@dataclass(frozen=True)
+class Compounding:
+    """The fitted model: linearised at `at`, its posterior expectation `expected` (equal once the sweeps have converged)."""
+
+    name: str
+    gp: FittedGP
+    at: Coefficients
+    expected: Coefficients
+    base: Floats
+    observed: Observed
+    scale: float
+
+    @property
+    def kernel(self) -> CompoundingKernel:
+        """The kernel at the linearisation point."""
+        kernel = self.gp.kernel
+        assert isinstance(kernel, CompoundingKernel)
+        return kernel
+
+    @property
+    def error_exponent(self) -> float:
+        """The power of the calibration errors that losses follow: 1 expected, 0 if they say nothing."""
+        return 1 + self.expected.slope
+
+    def threshold(self, eps: float) -> float:
+        """The log of eps; an eps of 0 counts as a thousandth of the typical one, since a log model cannot reach 0."""
+        return math.log(max(eps, 1e-3 * self.scale))
+
+    @cached_property
+    def forms(self) -> tuple[Form, ...]:
+        """M, and M Q."""
+        losses = self.base * np.exp(self.expected.step)
+        root = np.sqrt(losses)
+        return PairTable(losses), PairTable(np.zeros_like(losses), self.expected.pairs * root[:, None, :, None] * root[None, :, None, :])
+
+    def combine(self, values: Sequence[Floats]) -> Floats:
+        total, crossing = values
+        q = crossing / total
+        out: Floats = np.log1p(np.maximum(q, LEAST))
+        low = q < LEAST
+        if low.any():
+            out[low] += (q[low] - LEAST) / (1 + LEAST)
+        out += np.log(total)
+        out *= 1 + self.expected.exponent
+        out += self.expected.intercept - self.expected.exponent * self.kernel.centre
+        return out
+
+    def prior_mean(self, x: Tensor) -> Tensor:
+        return linear_start(self.kernel, self.at.step, x)
+
+    def mean(self, x: Ints) -> Floats:
+        return self.combine([form.at(x) for form in self.forms if isinstance(form, PairTable)])
+
+    def log_scores(self) -> Floats:
+        mean, variance = self.gp.leave_one_out()
+        return log_normal_density(self.gp.z, mean, variance) - self.observed.log_slope
+
+
+def linear_start(kernel: CompoundingKernel, step: Floats, x: Tensor) -> Tensor:
+    """The linearised log L where all coefficients are 0, `(n, S) -> (n,)`."""
+    f = kernel.shares(x)
+    return f.value - (f.share * torch.from_numpy(step)[torch.arange(x.shape[1]), x]).sum(1) - f.gain * f.interaction
+
+
+def expected_coefficients(gp: FittedGP, kernel: CompoundingKernel) -> Coefficients:
+    """Posterior expectations: each is its prior variance times its feature's inner product with alpha."""
+    v = {part.name: float(value) for part, value in zip(kernel.layout, kernel.variances.detach(), strict=True)}
+    alpha = torch.from_numpy(gp.alpha)
+    f = kernel.shares(gp.x)
+    slope = v["slope"] * float(f.slope @ alpha)
+    return Coefficients(
+        intercept=v["intercept"] * float(alpha.sum()),
+        exponent=v["exponent"] * float((f.value - kernel.centre) @ alpha),
+        slope=slope,
+        step=_expected_step(kernel, gp.x, alpha, f, v) + slope * kernel.log_errors.numpy(),
+        pairs=_expected_pairs(kernel, gp.x, alpha * f.gain, f, v),
+    )
+
+
+def _expected_step(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shares, v: dict[str, float]) -> Floats:
+    n_stages, k = kernel.losses.shape
+    stage = v["stage"] * (f.share.T @ alpha)[:, None]
+    choice = v["choice"] * (one_hot(x, f.share, k).T @ alpha).reshape(n_stages, k)
+    return np.asarray(stage + choice)
+
+
+def _expected_pairs(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shares, v: dict[str, float]) -> Floats:
+    n_stages, k = kernel.losses.shape
+    root = one_hot(x, f.root, k)
+    by_choice = (root.T @ (root * alpha[:, None])).reshape(n_stages, k, n_stages, k).permute(0, 2, 1, 3)
+    by_pair = (f.root.T @ (f.root * alpha[:, None]))[:, :, None, None]
+    pairs = v["interaction"] * (all_pairs(f.root) @ alpha) + v["pair"] * by_pair + v["pair_choice"] * by_choice
+    pairs[torch.arange(n_stages), torch.arange(n_stages)] = 0.0
+    return np.asarray(pairs)
+
+
+def fit_compounding(log_errors: Floats, present: Floats, record: Record) -> Compounding:
+    """The model at its MAP scales.
+
+    Args:
+        log_errors: centred log calibration errors `(S, K)`, 0 where nothing is known.
+        present: 1 for surrogate choices that exist, 0 for the teacher and padding, `(S, K)`.
+        record: the trials.
+    """
+    base = present * np.exp(log_errors + math.log(record.scale))
+    n_stages, k = base.shape
+    x = torch.from_numpy(record.x)
+    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors * present), math.log(record.scale))
+    at = Coefficients(0.0, 0.0, 0.0, np.zeros_like(base), np.zeros((n_stages, n_stages, k, k)))
+    predicted = np.full(len(record.y), math.log(record.scale))
+    theta: Floats | None = None
+    for _ in range(SWEEPS):
+        kernel.linearise(torch.from_numpy(base * np.exp(at.step)), torch.from_numpy(at.pairs), at.exponent)
+        observed = observe(record, predicted)
+        z = observed.target - linear_start(kernel, at.step, x).numpy()
+        gp, theta = fit(kernel, NOISE, x, z, observed.variance, theta)
+        expected = expected_coefficients(gp, kernel)
+        model = Compounding("compounding", gp, at, expected, base, observed, record.scale)
+        predicted = model.mean(record.x)
+        move = (expected.step - at.step) * present
+        if not len(z) or np.abs(move).max() < TOLERANCE:
+            break
+        step = at.step + np.clip(move, -LARGEST_STEP, LARGEST_STEP)
+        at = Coefficients(expected.intercept, expected.exponent, expected.slope, step, expected.pairs)
+    return model
+
+
+def observe(record: Record, predicted: Floats) -> Observed:
+    """Divergences as observations of log L, with their noise.
+
+    A clear signal enters as log y with sd stderr / y. Zero, negative and drowned ones say little about log L: they enter through L = exp(f) linearised at
+    the prediction f, with sd tau / exp(f), tau at least their own size.
+    """
+    clear = record.y > LEAST_SIGNAL * record.stderr
+    y = np.where(clear, record.y, record.scale)
+    expected = np.exp(predicted)
+    tau = np.maximum(record.stderr, np.maximum(-record.y, 0.05 * record.scale))
+    bent = predicted + np.clip((record.y - expected) / expected, -1.0, 1.0)
+    return Observed(
+        target=np.where(clear, np.log(y), bent),
+        variance=np.square(np.where(clear, record.stderr / y, tau / expected)),
+        log_slope=np.where(clear, np.log(y), predicted),
+    )
+
+
+def centred_log_errors(problem: Problem) -> Floats | None:
+    """Log calibration error minus the median, `(S, K)`, 0 where unknown or absent; None when no error is known.
+
+    Errors of 0 of a surrogate block count as a thousandth of the least positive one.
+    """
+    errors = problem.calibration_errors
+    if errors is None:
+        return None
+    known = np.isfinite(errors) & (surrogates(problem) > 0) & (errors >= 0)
+    positive = errors[known & (errors > 0)] if known.any() else np.zeros(0)
+    if not len(positive):
+        return None
+    logs = np.log(np.where(known, np.maximum(errors, 1e-3 * positive.min()), 1.0))
+    return np.where(known, logs - np.median(logs[known]), 0.0)
+
+
+def surrogates(problem: Problem) -> Floats:
+    """1 for surrogate choices that exist, 0 for the teacher and padding, `(S, K)`."""
+    k = np.arange(max(problem.space.sizes))
+    return ((k[None] > 0) & (k[None] < np.array(problem.space.sizes)[:, None])).astype(np.float64)

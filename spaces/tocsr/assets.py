@@ -1,0 +1,60 @@
+"""The files of the embedded teacher, opened only after their hashes have been checked."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nas.errors import DamagedFile
+from nas.spaces.tocsr.data import Latents
+
+SETS = ("fit", "measure", "verify")
+
+_FOLDER = Path(__file__).parent / "assets"
+
+
+class EmbeddedAssets:
+    """One frozen version of the embedded teacher: `unet`, `vae`, `scheduler` in diffusers format, text table and latents.
+
+    Raises:
+        DamagedFile: a file is missing or its hash differs from the manifest's.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.root = _FOLDER / version
+        for name, wanted in self.manifest["files"].items():
+            path = self.root / name
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+                raise DamagedFile(f"embedded teacher: {path} is missing or damaged; install stage-nas again")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Version, hashes and how it was trained."""
+        try:
+            content: dict[str, Any] = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DamagedFile(f"embedded teacher: {self.root / 'manifest.json'} cannot be read ({error}); install stage-nas again") from error
+        return content
+
+    def latents(self) -> dict[str, Latents]:
+        """The clean latents of each set with their text, unit variance, float32."""
+        data = load_file(self.root / "data/latents.safetensors")
+        values = data["latents"].float() * data["scale"].view(1, -1, 1, 1)
+        text = self.text(data["tokens"])
+        everything = Latents(values, text, data["group"])
+        return {name: everything.rows(torch.nonzero(data["split"] == number).flatten()) for number, name in enumerate(SETS)}
+
+    def text(self, tokens: Tensor) -> Tensor:
+        """Token ids `(B, T)` -> conditioning `(B, T, D)`."""
+        table = load_file(self.root / "text/embedding.safetensors")["embedding"].float()
+        return table[tokens]
+
+
+def newest_version() -> str:
+    """The embedded version in use: the highest number that ships."""
+    return max((path.parent.name for path in _FOLDER.glob("embedded-v*/manifest.json")), key=lambda name: int(name.removeprefix("embedded-v")))

@@ -1,0 +1,54 @@
+"""`--space tocsr_unet`: the nine stages of a latent-diffusion U-Net, the reference space of TOC-SR."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from nas.data import Samples
+from nas.graph import StageGraph
+from nas.space import TEACHER, Choice
+from nas.spaces.network import NetworkSpace
+from nas.spaces.tocsr.compact import CompactUNet, architecture_diff
+from nas.spaces.tocsr.library import LIBRARY_VERSION
+from nas.spaces.tocsr.library import library as stages_of
+from nas.spaces.tocsr.teacher import EMBEDDED, load_teacher
+from nas.spaces.tocsr.unet import unet_graph
+
+
+def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | None = None, device: str = "cpu") -> NetworkSpace:
+    """The space of a teacher: "embedded", a diffusers folder or a hub id (these need a folder of pictures as `data`).
+
+    Divergence is L_gen, Eq. (11) of [TOC-SR], on the noise prediction; the task loss is the denoising loss, Eq. (16).
+    """
+    found = load_teacher(teacher, data, device)
+    unet = found.unet
+
+    def save(chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
+        recipes = {stage: (choice.recipe, block) for stage, (choice, block) in chosen.items()}
+        model = CompactUNet.assemble(unet, recipes)
+        model.save_pretrained(folder)
+        (folder / "architecture.json").write_text(json.dumps(_architecture(graph, chosen), indent=1), encoding="utf-8")
+        (folder / "architecture.txt").write_text(architecture_diff(model) + "\n", encoding="utf-8")
+
+    graph = unet_graph(unet)
+    return NetworkSpace("tocsr_unet", graph, stages_of(graph, library), found.data, loss=denoising_loss, save=save)
+
+
+def _architecture(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> dict[str, Any]:
+    """Stage -> choice, recipe and parameters beside the teacher's."""
+    stages = {}
+    for step in graph.steps:
+        choice, block = chosen.get(step.name, (Choice(TEACHER), step.module))
+        before, after = (sum(p.numel() for p in module.parameters()) for module in (step.module, block))
+        stages[step.name] = {"choice": choice.name, "recipe": choice.recipe.spec if choice.recipe else None, "params": after, "teacher_params": before}
+    return {"library_version": LIBRARY_VERSION, "stages": stages}
+
+
+def denoising_loss(output: Tensor, samples: Samples) -> float:
+    """Mean squared error between predicted and true noise (Eq. 16 of [TOC-SR])."""
+    if samples.target is None:
+        raise ValueError("denoising samples carry their noise as target")
+    return float((output - samples.target.to(output.device)).square().mean())

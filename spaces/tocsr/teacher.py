@@ -1,0 +1,174 @@
+"""Teachers of the space `tocsr_unet`: the embedded one, a diffusers folder, or a hub id; with the samples to search on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from nas.data import Splits
+from nas.errors import InputError
+from nas.progress import Progress, Quiet
+from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
+from nas.spaces.tocsr.compact import CompactUNet
+from nas.spaces.tocsr.data import Latents, load_pictures, noised, picture_files, split_by_picture
+from nas.spaces.tocsr.unet import check_config
+
+EMBEDDED = "embedded"
+
+N_FIT, N_MEASURED = 384, 128  # samples of the embedded teacher's sets
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained U-Net whose forward pass predicts noise, and samples to calibrate and measure on."""
+
+    name: str
+    unet: CompactUNet
+    data: Splits
+
+
+def load_teacher(name: str = EMBEDDED, data: str | None = None, device: str = "cpu", progress: Progress | None = None) -> Teacher:
+    """The teacher that `--teacher` names.
+
+    Args:
+        name: "embedded", a diffusers folder (`unet/`, `scheduler/`, and for pictures `vae/`), or a hub id `owner/model`.
+        data: folder of pictures; needed by every teacher but the embedded one.
+        device: where the network and the samples go.
+        progress: where to report.
+
+    Raises:
+        InputError: a folder that lacks a file, another architecture, no pictures, or a device that is not there.
+    """
+    target = check_device(device)
+    if name == EMBEDDED:
+        if data is not None:
+            raise InputError("the embedded teacher brings its own samples; leave out --data, or give another --teacher")
+        return _embedded(target)
+    folder = _folder(name)
+    unet, abar = load_unet(folder)
+    if data is None:
+        raise InputError(f"teacher '{name}' brings no samples; give a folder of pictures with --data")
+    latents = _encode(folder, Path(data), unet, target, progress or Quiet())
+    return Teacher(name, unet.to(target).eval(), _on(split_by_picture(latents, abar), target))
+
+
+def check_device(name: str) -> torch.device:
+    """The device, or an error if it is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device '{name}'; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device '{name}' is not there: {torch.cuda.device_count()} CUDA devices found; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}' is not supported; use cpu, cuda or cuda:N")
+    return device
+
+
+def _embedded(device: torch.device) -> Teacher:
+    assets = EmbeddedAssets(newest_version())
+    unet, abar = load_unet(assets.root)
+    latents = assets.latents()
+    splits = Splits(noised(latents["fit"], abar, N_FIT, 1), noised(latents["measure"], abar, N_MEASURED, 2), noised(latents["verify"], abar, N_MEASURED, 3))
+    return Teacher(assets.manifest["version"], unet.to(device).eval(), _on(splits, device))
+
+
+def _folder(name: str) -> Path:
+    """A local folder as it is; a hub id is fetched through huggingface_hub."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"no teacher folder '{name}'; give 'embedded', a diffusers folder, or a hub id such as owner/model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    parts = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+    wanted = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "safetensors", "txt")]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(f"teacher '{name}' cannot be fetched from the hub ({type(error).__name__}); download it and give its folder instead") from error
+
+
+def _encode(folder: Path, pictures: Path, unet: CompactUNet, device: torch.device, progress: Progress) -> Latents:
+    """Latents of a folder of pictures through the teacher's own autoencoder, with its null prompt."""
+    files = picture_files(pictures)
+    if not (folder / "vae" / "config.json").is_file():
+        raise InputError(f"teacher folder '{folder}' has no vae/config.json, which pictures are encoded with")
+    try:
+        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher folder '{folder}': vae cannot be loaded: {str(error).splitlines()[0]}") from error
+    if vae.config.latent_channels != unet.config.in_channels:
+        raise InputError(f"teacher folder '{folder}': vae has {vae.config.latent_channels} latent channels, the unet reads {unet.config.in_channels}")
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    images, kept = load_pictures(files, int(unet.config.sample_size) * factor, progress)
+    shift = vae.config.shift_factor or 0.0
+    with torch.no_grad():
+        modes = [vae.encode(image[None].to(device)).latent_dist.mode() for image in progress.track(list(images), "latents")]
+    latents = (torch.cat(modes).cpu() - shift) * vae.config.scaling_factor
+    text = _null_prompt(folder, unet, progress)
+    return Latents(latents, text.expand(len(kept), -1, -1), torch.arange(len(kept)))
+
+
+def _null_prompt(folder: Path, unet: CompactUNet, progress: Progress) -> Tensor:
+    """Conditioning `(1, T, D)` of the empty prompt; zeros, with a note, where the folder has no text encoder."""
+    if not (folder / "text_encoder" / "config.json").is_file() or not (folder / "tokenizer").is_dir():
+        progress.note(f"teacher folder '{folder}' has no text encoder; the conditioning is zero")
+        return torch.zeros(1, 77, int(unet.config.cross_attention_dim))
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).eval()
+    tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
+    with torch.no_grad():
+        states: Tensor = encoder(tokens.input_ids)[0]
+    return states
+
+
+def _on(splits: Splits, device: torch.device) -> Splits:
+    return Splits(splits.fit.to(device), splits.measure.to(device), splits.verify.to(device))
+
+
+def load_unet(folder: Path) -> tuple[CompactUNet, Tensor]:
+    """The U-Net of a diffusers folder in float32, and its schedule's alphas_cumprod `(T,)`.
+
+    Raises:
+        InputError: a file is missing, or the network is of another architecture.
+    """
+    config = _json(folder, "unet/config.json")
+    scheduler = DDPMScheduler.from_config(_json(folder, "scheduler/scheduler_config.json"))
+    if not list((folder / "unet").glob("*.safetensors")):
+        raise InputError(f"teacher folder '{folder}' has no unet/*.safetensors; save the weights with safe_serialization=True")
+    name = config.get("_class_name")
+    try:
+        if name == "CompactUNet":
+            return CompactUNet.from_pretrained(folder / "unet", torch_dtype=torch.float32), scheduler.alphas_cumprod
+        if name != "UNet2DConditionModel":
+            raise InputError(f"teacher folder '{folder}': unet must be a UNet2DConditionModel, got {name}")
+        check_config(config)
+        unet, info = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"teacher folder '{folder}': unet cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if info["missing_keys"] or info["unexpected_keys"]:
+        missing, unexpected = sorted(info["missing_keys"])[:3], sorted(info["unexpected_keys"])[:3]
+        raise InputError(f"teacher folder '{folder}': unet's weights do not fit its config: missing {missing}, unexpected {unexpected}")
+    read, written = unet.config.in_channels, unet.config.out_channels
+    if read != written:
+        raise InputError(f"teacher folder '{folder}': unet must write as many channels as it reads, got {read} and {written}")
+    return CompactUNet.of(unet, scheduler.config, input_skip=bool(config.get("input_skip", False))), scheduler.alphas_cumprod
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher folder '{folder}' needs {name} as diffusers writes it: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"teacher folder '{folder}': {name} must hold a JSON object, got {type(content).__name__}")
+    return content
