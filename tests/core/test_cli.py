@@ -1,0 +1,218 @@
+"""The command line: its frozen options, its errors, and the main job on a table."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.main import get_command
+
+from nas.cli.app import app, main
+
+OPTIONS = {
+    "search": "config data delta device eps json library minimize name new optimizer quiet seed space teacher threads trials where workdir",
+    "measure": "candidate data device json library quiet space teacher threads",
+    "calibrate": "data device json library quiet space teacher threads",
+    "show": "json run",
+    "export": "candidate eps run to",
+    "compare": "eps jobs json minimize optimizers plot quiet seeds space trials where",
+    "tabulate": "data device library quiet space teacher threads to",
+    "optimizers": "json",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def nas(*arguments: str) -> Done:
+    """The command as `main` runs it, in this process: what it prints and its exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["nas", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        return Done(int(end.code or 0), out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """4 x 4 x 4 candidates; divergence is the sum of squared choices over 1000."""
+    axes = np.indices((4, 4, 4)).reshape(3, -1)
+    cost = np.array([[40.0, 20.0, 10.0, 5.0], [80.0, 30.0, 20.0, 1.0], [60.0, 50.0, 20.0, 10.0]])
+    path = tmp_path / "demo.npz"
+    np.savez(path, sizes=np.array([4, 4, 4]), divergence=np.square(axes).sum(0) / 1000, cost_params=cost, fixed_params=np.array(7.0))
+    return path
+
+
+def search_table(table: Path, *more: str) -> dict[str, Any]:
+    done = nas("search", "--space", f"table:{table}", "--workdir", str(table.parent / "runs"), "--json", "--quiet", *more)
+    assert done.returncode in (0, 3), done.stderr  # 3: nothing feasible within few trials
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_the_options_of_every_verb_are_what_they_were() -> None:
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    for verb, wanted in OPTIONS.items():
+        names = {(parameter.opts[0].removeprefix("--") if parameter.opts[0].startswith("-") else parameter.name) for parameter in verbs[verb].params}
+        assert names == set(wanted.split()), verb
+    assert set(verbs) == {*OPTIONS, "spaces", "tocsr"}
+
+
+def test_help_and_lists_import_no_torch() -> None:
+    for arguments in (["--help"], ["search", "--help"], ["spaces"], ["optimizers"], ["--version"]):
+        code = f"import sys\nfrom nas.cli.app import app\ntry: app({arguments!r})\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0, arguments
+
+
+def test_a_search_finds_the_optimum_of_a_table_for_each_eps(table: Path) -> None:
+    result = search_table(table, "--eps", "0.003", "--eps", "0.012", "--eps", "0.5")
+    divergence = np.load(table)["divergence"].reshape(4, 4, 4)
+    cost = np.load(table)["cost_params"]
+    totals = 7 + cost[0][:, None, None] + cost[1][None, :, None] + cost[2][None, None, :]
+    for winner in result["winners"]:
+        assert winner["feasible"]
+        assert winner["params"] == totals[divergence <= winner["eps"]].min()
+        assert winner["divergence"] <= winner["eps"]
+    assert [w["eps"] for w in result["winners"]] == [0.003, 0.012, 0.5]
+    assert result["teacher"] == {"params": 187}
+    assert result["n_trials"] < 63
+
+
+def test_the_same_command_again_prints_the_same_result_and_measures_nothing(table: Path) -> None:
+    first = search_table(table, "--eps", "0.003", "--trials", "6")
+    again = search_table(table, "--eps", "0.003", "--trials", "6")
+    assert again["winners"] == first["winners"]
+    assert again["n_trials"] == first["n_trials"]
+    assert again["run"] == first["run"]
+
+
+def test_more_trials_go_on_with_the_same_record(table: Path) -> None:
+    few = search_table(table, "--eps", "0.003", "--trials", "3", "--optimizer", "random")
+    more = search_table(table, "--eps", "0.003", "--trials", "9", "--optimizer", "random")
+    shown = json.loads(nas("show", more["run"], "--json").stdout)
+    whole = search_table(table, "--eps", "0.003", "--trials", "9", "--optimizer", "random", "--new")
+    assert more["run"] == few["run"]
+    assert shown["trials"] == json.loads(nas("show", whole["run"], "--json").stdout)["trials"]
+
+
+def test_show_works_on_a_run_that_was_moved(table: Path) -> None:
+    result = search_table(table, "--eps", "0.003")
+    moved = table.parent / "elsewhere"
+    Path(result["run"]).rename(moved)
+    shown = json.loads(nas("show", str(moved), "--json").stdout)
+    assert shown["winners"] == result["winners"]
+    assert shown["run"] == str(moved)
+    assert {"number", "candidate", "costs", "divergence", "stderr", "n_samples", "state", "reason"} == set(shown["trials"][0])
+    assert "stage by stage" in nas("show", str(moved)).stdout
+
+
+def test_nothing_feasible_is_exit_code_3_with_the_least_divergent_candidate(table: Path) -> None:
+    done = nas("search", "--space", f"table:{table}", "--eps", "0", "--workdir", str(table.parent), "--json", "--trials", "5", "--optimizer", "random")
+    assert done.returncode == 3
+    winner = json.loads(done.stdout)["winners"][0]
+    assert not winner["feasible"]
+    assert winner["heldout_divergence"] is None
+    assert winner["divergence"] > 0
+    assert "nothing feasible" in done.stderr
+
+
+def test_a_bound_on_a_known_cost_holds_and_an_impossible_one_is_refused(table: Path) -> None:
+    winner = search_table(table, "--eps", "0.5", "--where", "params<=50%", "--minimize", "params")["winners"][0]
+    assert winner["params"] <= 187 / 2
+    done = nas("search", "--space", f"table:{table}", "--eps", "0.5", "--where", "params<=1%", "--workdir", str(table.parent))
+    assert done.returncode == 2
+    assert "the least params of any candidate is 23" in done.stderr
+
+
+def test_a_configuration_file_stands_under_the_command_line(table: Path) -> None:
+    config = table.parent / "nas.toml"
+    config.write_text('[search]\ntrials = 2\noptimizer = "random"\neps = [0.5]\n')
+    assert search_table(table, "--config", str(config))["n_trials"] == 2
+    assert search_table(table, "--config", str(config), "--trials", "3")["n_trials"] == 3
+    config.write_text("[search]\ntrails = 2\n")
+    done = nas("search", "--config", str(config), "--eps", "1")
+    assert done.returncode == 2
+    assert "no option 'trails'; did you mean 'trials'" in done.stderr
+
+
+def test_a_second_search_on_a_run_in_use_is_refused(table: Path) -> None:
+    from nas.record import RunDirectory
+
+    result = search_table(table, "--eps", "0.003")
+    with RunDirectory(Path(result["run"])).lock():
+        done = nas("search", "--space", f"table:{table}", "--eps", "0.003", "--workdir", str(table.parent / "runs"))
+    assert done.returncode == 2
+    assert "is in use by pid" in done.stderr
+
+
+def test_a_closed_pipe_is_no_error(table: Path) -> None:
+    run = search_table(table, "--eps", "0.003")["run"]
+    command = f"{sys.executable} -c 'from nas.cli.app import main; main()' show {run} --json | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("{")
+
+
+BAD = [
+    ("search", "--eps", "-1"),
+    ("search", "--eps", "nan"),
+    ("search", "--eps", "inf"),
+    ("search", "--eps", "x"),
+    ("search",),
+    ("search", "--eps", "0.1", "--eps", "0.1"),
+    ("search", "--eps", "0.1", "--trials", "0"),
+    ("search", "--eps", "0.1", "--trials", "-3"),
+    ("search", "--eps", "0.1", "--optimizer", "eps_gb"),
+    ("search", "--eps", "0.1", "--space", "tocsr_unett"),
+    ("search", "--eps", "0.1", "--space", "nowhere.py"),
+    ("search", "--eps", "0.1", "--space", "table:nowhere.npz"),
+    ("search", "--eps", "0.1", "--space", "table"),
+    ("search", "--eps", "0.1", "--delta", "2"),
+    ("search", "--eps", "0.1", "--workdir", "/proc/nowhere"),
+    ("search", "--eps", "0.1", "--threads", "0"),
+    ("search", "--eps", "0.1", "--nonsense"),
+    ("search", "--eps", "0.1", "--config", "nowhere.toml"),
+    ("search", "--eps", "0.1", "--device", "tpu"),
+    ("search", "--eps", "0.1", "--device", "cuda:99"),
+    ("search", "--eps", "0.1", "--library", "hugee"),
+    ("search", "--eps", "0.1", "--teacher", "no/such/folder"),
+    ("search", "--eps", "0.1", "--teacher", "embedded", "--data", "."),
+    ("measure", "--candidate", "down9=R"),
+    ("measure", "--candidate", "down0=RRRR"),
+    ("measure", "--candidate", "down0"),
+    ("show", "nowhere"),
+    ("show", "."),
+    ("export", "nowhere", "--to", "x"),
+    ("spaces", "show", "tocsr_unett"),
+    ("spaces", "show", "tocsr_unet", "--scale", "sdxl"),
+    ("compare", "--eps", "0.1", "--optimizers", "nothing"),
+    ("compare", "--eps", "0.1", "--seeds", "0"),
+    ("nonsense",),
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments: tuple[str, ...], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del home
+    monkeypatch.chdir(tmp_path)
+    done = nas(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:") or "Error" in line or "╭" in line]) >= 1
+    assert list(tmp_path.iterdir()) == []

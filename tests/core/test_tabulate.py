@@ -1,0 +1,92 @@
+"""Tables of small spaces, written resumably."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nas.errors import DamagedFile, InputError, RunMismatch
+from nas.problem import CostTable
+from nas.progress import Quiet
+from nas.protocols import Task
+from nas.space import Candidate, SearchSpace
+from nas.spaces.synthetic import make_synthetic
+from nas.spaces.table import make_table
+from nas.tabulate import tabulate
+from nas.trial import Measurement
+
+
+class Counting:
+    """Measures the sum of the choices; fails on (1, 1); breaks down after `most` measurements."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.measured: list[Candidate] = []
+
+    def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Measurement]:
+        assert not eps  # all samples, no racing
+        if len(self.measured) + len(candidates) > self.most:
+            raise KeyboardInterrupt
+        self.measured += candidates
+        return [Measurement(None, reason="fails") if c == (1, 1) else Measurement(float(sum(c)), 0.5) for c in candidates]
+
+
+def toy_task(evaluator: Counting, *, costs: float = 1.0, forbidden: Candidate | None = None) -> Task:
+    space = SearchSpace("toy", SearchSpace.of_sizes("toy", (3, 4)).stages, (lambda c: c != forbidden,))
+    return Task(space, CostTable({"params": costs * np.ones((2, 4))}, {"params": 3.0}), evaluator, np.full((2, 4), 0.1))
+
+
+def test_a_table_holds_every_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    tabulate(toy_task(Counting(), forbidden=(2, 0)), path, Quiet(), chunk=5)
+    read = make_table(str(path)).prepare(Quiet())
+    assert read.evaluator.measure([(2, 3)])[0] == Measurement(5.0, 0.5, n_samples=1)
+    assert read.evaluator.measure([(1, 1)])[0].divergence is None  # failed
+    assert read.evaluator.measure([(2, 0)])[0].divergence is None  # forbidden
+    assert read.costs.of((0, 0)) == {"params": 5.0}
+    assert read.calibration_errors is not None
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.npz"]
+
+
+def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    first, second = Counting(most=8), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        tabulate(toy_task(first), path, Quiet(), chunk=4)
+    assert not path.exists()
+    table = tabulate(toy_task(second), path, Quiet(), chunk=4)
+    assert first.measured + second.measured == [tuple(row) for row in toy_task(first).space.enumerate().tolist()]
+    assert table.divergence[-1] == 5.0
+
+
+def test_a_partial_table_of_another_space_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    with pytest.raises(KeyboardInterrupt):
+        tabulate(toy_task(Counting(most=8)), path, Quiet(), chunk=4)
+    with pytest.raises(RunMismatch, match=r"toy\.npz\.part.*remove it"):
+        tabulate(toy_task(Counting(), costs=2.0), path, Quiet())
+
+
+def test_an_existing_table_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "toy.npz").write_bytes(b"precious")
+    with pytest.raises(InputError, match="exists"):
+        tabulate(toy_task(Counting()), tmp_path / "toy.npz", Quiet())
+
+
+def test_a_missing_folder_is_found_out_before_measuring(tmp_path: Path) -> None:
+    evaluator = Counting()
+    with pytest.raises(InputError, match="cannot write table"):
+        tabulate(toy_task(evaluator), tmp_path / "none" / "toy.npz", Quiet())
+    assert not evaluator.measured
+
+
+def test_a_damaged_partial_table_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "toy.npz.part").write_bytes(b"torn")
+    with pytest.raises(DamagedFile, match=r"toy\.npz\.part.*remove it"):
+        tabulate(toy_task(Counting()), tmp_path / "toy.npz", Quiet())
+
+
+def test_large_spaces_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at most 1000000"):
+        tabulate(make_synthetic(0, stages=10).prepare(Quiet()), tmp_path / "big.npz", Quiet())
