@@ -52,11 +52,6 @@ def check_recipes(graph: StageGraph, choices: Iterable[tuple[Stage, Choice]], in
         _check(step, choice.name, choice.recipe.build(without_weights(step.module)), *passed[stage.name])
 
 
-def check_recipe(graph: StageGraph, stage: Stage, choice: Choice, inputs: Values) -> None:
-    """`check_recipes` for one choice."""
-    check_recipes(graph, [(stage, choice)], inputs)
-
-
 def without_weights(module: Module) -> Module:
     """A copy of the module with every parameter and buffer on the meta device."""
     memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in module.buffers()}

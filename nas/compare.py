@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -97,13 +98,13 @@ def quantile(values: Floats, share: float) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """One run to make: all a worker process needs."""
+class _Runs:
+    """Runs to make, one a seed: all a worker process needs."""
 
     task: Task
     problem: Problem
     factory: OptimizerFactory
-    seed: int
+    seeds: Sequence[int]
     trials: int
     optimum: float
 
@@ -139,15 +140,17 @@ def compare(
     """
     if seeds < 1 or trials < 1 or jobs < 1:
         raise InputError(f"seeds, trials and jobs must be at least 1, got {seeds}, {trials} and {jobs}")
+    together = 1 if jobs == 1 else math.ceil(seeds / jobs)
     cells: list[tuple[str, float]] = []
-    runs: list[_Run] = []
+    work: list[_Runs] = []
     for value in eps:
         problem = Problem(task.space, task.costs, (value,), objective, tuple(bounds), task.calibration_errors)
         optimum = optimal_cost(task, problem)
         for name, factory in optimizers.items():
             cells.append((name, value))
-            runs += [_Run(task, problem, factory, seed, trials, optimum) for seed in range(seeds)]
-    outcomes = list(_carry_out(runs, jobs, progress or Quiet()))
+            shares = [range(seeds)[first : first + together] for first in range(0, seeds, together)]
+            work += [_Runs(task, problem, factory, share, trials, optimum) for share in shares]
+    outcomes = [outcome for share in _carry_out(work, jobs, progress or Quiet()) for outcome in share]
     return [_row(*cell, outcomes[i * seeds : (i + 1) * seeds]) for i, cell in enumerate(cells)]
 
 
@@ -163,23 +166,36 @@ def optimal_cost(task: Task, problem: Problem) -> float:
     return float(problem.cost(known).min())
 
 
-def _carry_out(runs: list[_Run], jobs: int, progress: Progress) -> Iterator[_Outcome]:
+def _carry_out(work: list[_Runs], jobs: int, progress: Progress) -> Iterator[list[_Outcome]]:
     if jobs == 1:
-        yield from map(_measured, progress.track(runs, "runs"))
+        yield from map(_measured, progress.track(work, "runs"))
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_use_one_thread) as pool:
-        futures = [pool.submit(_measured, run) for run in runs]
-        for future in progress.track(futures, "runs"):
+    with _one_thread_each(), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_measured, runs) for runs in work]
+        for future in progress.track(futures, "groups of runs"):
             yield future.result()
 
 
-def _use_one_thread() -> None:
-    """Runs in a fresh worker before any numeric library is loaded by what it is sent."""
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started meanwhile compute on one thread: numeric libraries read this when they are loaded."""
+    before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
-def _measured(run: _Run) -> _Outcome:
-    optimizer = run.factory(run.problem, seed=run.seed)
+def _measured(runs: _Runs) -> list[_Outcome]:
+    return [_run(runs, seed) for seed in runs.seeds]
+
+
+def _run(run: _Runs, seed: int) -> _Outcome:
+    optimizer = run.factory(run.problem, seed=seed)
     study = Study(run.problem, optimizer, run.task.evaluator)
     teacher = float(run.problem.cost([run.task.space.teacher])[0])
     span = teacher - run.optimum

@@ -12,7 +12,7 @@ Other arrays are ignored. Symbols: `S` stages, `K` choices, `N = prod sizes`.
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ class Table:
 def read_table(path: Path) -> Table:
     """The checked content of a table file."""
     try:
+        with zipfile.ZipFile(path) as file:
+            members = [name.removesuffix(".npy") for name in file.namelist()]
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if _is_known(name)}
+            arrays = {name: stored[name] for name in members if _is_known(name)}
     except FileNotFoundError:
         raise InputError(f"no table file '{path}'; give the path of an .npz file") from None
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"table '{path}' must be an .npz file of plain arrays (numpy.savez_compressed): {error}") from None
     try:
         return parse_table(arrays)
@@ -53,16 +55,23 @@ def read_table(path: Path) -> Table:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """Writes a table file, all at once or not at all."""
+    """Writes a table file, all at once or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     arrays: dict[str, Any] = {"sizes": np.array(table.sizes), "divergence": table.divergence}
     arrays |= {f"cost_{metric}": values for metric, values in table.costs.by_choice.items()}
     arrays |= {f"fixed_{metric}": value for metric, value in table.costs.fixed.items()}
     arrays |= {} if table.calibration_errors is None else {"calibration_error": table.calibration_errors}
     arrays |= {} if table.stderr is None else {"stderr": table.stderr}
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write table '{path}': {error}; free some space or give another path") from None
 
 
 def parse_table(arrays: Arrays) -> Table:
@@ -134,3 +143,11 @@ def _floats(arrays: Arrays, name: str, shape: tuple[int, ...]) -> Floats:
     if values.shape != shape or not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise InputError(f"'{name}' must hold real numbers of shape {shape}, got shape {values.shape} of {values.dtype}")
     return values.astype(np.float64)
+
+
+def outer_sum(table: Floats, sizes: Sequence[int]) -> Floats:
+    """`sum_s table[s, a_s]` of all candidates, `(S, K) -> (N,)`, in a table's order."""
+    total = np.zeros(1)
+    for row, size in zip(table, sizes, strict=True):
+        total = (total[:, None] + row[:size]).ravel()
+    return total

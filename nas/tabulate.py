@@ -1,12 +1,13 @@
 """Measures every candidate of a small space and writes the table: the engine of `nas tabulate`."""
 
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from nas.errors import InputError, RunMismatch
+from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.problem import CostTable, Floats
 from nas.progress import Progress
 from nas.protocols import Task
@@ -26,17 +27,17 @@ def tabulate(task: Task, path: Path, progress: Progress, *, chunk: int = 64, sav
     a rule forbids are infinite in the table.
 
     Raises:
-        InputError: the space is too large, the file exists, or its folder does not.
+        InputError: the space is too large, the file exists, or it cannot be written (found out before anything is measured).
         RunMismatch: the partial file belongs to another space.
+        DamagedFile: the partial file cannot be read.
     """
     if task.space.n_candidates > MOST:
         raise InputError(f"space '{task.space.name}' has {task.space.n_candidates} candidates; at most {MOST} can be tabulated")
     if path.exists():
         raise InputError(f"table '{path}' exists; remove it or give another name")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write '{path}': its folder does not exist")
     part = path.with_name(path.name + ".part")
     divergence, stderr = _resumed(part, task)
+    _save(part, task, divergence, stderr)
     try:
         _measure_all(task, divergence, stderr, part, progress, chunk, save_every_s)
     finally:
@@ -80,8 +81,11 @@ def _resumed(part: Path, task: Task) -> tuple[Floats, Floats]:
     n = task.space.n_candidates
     if not part.exists():
         return np.full(n, np.nan), np.full(n, np.nan)
-    with np.load(part, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    try:
+        with np.load(part, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise DamagedFile(f"'{part}' cannot be read ({error}); remove it to start afresh") from None
     if not _belongs(arrays, task):
         raise RunMismatch(f"'{part}' was begun with another space, other costs or other blocks; remove it to start afresh")
     return arrays["divergence"], arrays["stderr"]

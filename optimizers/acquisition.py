@@ -1,6 +1,6 @@
-"""Expected saving subject to divergence <= eps, over every candidate of a region that is cheaper than the incumbents.
+"""Expected worth of a saving subject to divergence <= eps, over every candidate of a region that is cheaper than the incumbents.
 
-    score(a) = sum_e (best_e - P(a))_+ sum_m weight_m Phi((t_m(eps_e) - mean_m(a)) / sd_m(a))
+    score(a) = sum_e (best_e - P(a))_+^POWER sum_m weight_m Phi((t_m(eps_e) - mean_m(a)) / sd_m(a))
 
 The coarse pass sees all candidates in blocks, with one sd a model, in single precision: a candidate whose mean lies above the cut at its saving cannot
 be among the best, so the normal distribution is evaluated for a few thousand only. The best few hundred are scored again with exact sd.
@@ -21,6 +21,8 @@ from nas.problem import Floats
 BLOCK = 1 << 15
 SAMPLE = 4096
 PROBES = 64
+POWER = 0.6
+"""Exponent of the saving: below 1, likely small savings come before unlikely large ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Goal:
     def log_gain(self, saving: Floats) -> Floats:
         """Log of what a saving is worth; -inf for none."""
         with np.errstate(divide="ignore"):
-            return np.log(np.maximum(saving, 0.0) if self.by_saving else (saving > 0).astype(np.float64))
+            out: Floats = POWER * np.log(np.maximum(saving, 0.0)) if self.by_saving else np.log((saving > 0).astype(np.float64))
+            return out
 
 
 def score(goal: Goal, x: Ints, cost: Floats) -> Floats:
@@ -159,7 +162,7 @@ class Pass:
 
     def _score(self, held: Held) -> Floats:
         cost = self.region.left_cost[held.i] + self.region.right_cost[held.j] + self.region.fixed_cost
-        feasible = self.goal.log_feasibility(held.means, [np.array(view.sd) for view in self.views])
+        feasible = self.goal.log_feasibility(list(held.means), [np.array(view.sd) for view in self.views])
         score = self.goal.log_score(cost, feasible)
         return np.where(np.isnan(score), -np.inf, score)
 

@@ -13,6 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from nas.optimizers.pool import Turn, TurnTaking
 from nas.problem import Floats
 from nas.space import Candidate
+from nas.table import outer_sum
 
 ENUMERABLE: Final = 2_000_000
 """Up to this many combinations the minimum is found by listing them, above by mixed-integer programming."""
@@ -58,7 +59,8 @@ class AdditiveSearch(TurnTaking):
 def repaired(losses: Floats, turn: Turn, latest: int = 5) -> Floats:
     """`l` scaled and corrected so that it explains the measured candidates with several swaps; `l` itself without any.
 
-    The scale is the geometric mean of measured over predicted divergence; the correction `X^T (X X^T + I)^-1 r` shares each residual `r`
+    The scale is the geometric mean of measured over predicted divergence, at most a factor of 2 (more is no compounding but a model that does
+    not hold, which is the correction's business); the correction `X^T (X X^T + I)^-1 r` shares each residual `r`
     among the swaps that the candidate made (`X`: one row a candidate, one column a swap).
     """
     several = [trial.candidate for trial in turn.log if sum(k > 0 for k in trial.candidate) > 1]
@@ -68,7 +70,8 @@ def repaired(losses: Floats, turn: Turn, latest: int = 5) -> Floats:
     predicted = np.array([_predicted(losses, row) for row in rows.tolist()])
     measured = np.array([turn.divergences[tuple(row)] for row in rows.tolist()])
     usable = (predicted > 0) & (measured > 0)
-    gamma = math.exp(np.log(measured[usable] / predicted[usable])[-latest:].mean()) if usable.any() else 1.0
+    log_ratio = np.log(measured[usable] / predicted[usable])[-latest:].mean() if usable.any() else 0.0
+    gamma = math.exp(np.clip(log_ratio, -math.log(2), math.log(2)))
     swaps = (rows[:, :, None] == np.arange(1, losses.shape[1])).reshape(len(rows), -1).astype(np.float64)
     correction = swaps.T @ np.linalg.solve(swaps @ swaps.T + np.eye(len(rows)), measured - gamma * predicted)
     scaled = gamma * losses
@@ -85,8 +88,8 @@ def _by_listing(losses: Floats, budget: float, turn: Turn) -> Candidate | None:
     problem = turn.problem
     sizes = problem.space.sizes
     table = problem.costs.by_choice[problem.objective]
-    cost = _outer_sum(table, sizes) + problem.costs.fixed.get(problem.objective, 0.0)
-    loss = _outer_sum(losses, sizes)
+    cost = outer_sum(table, sizes) + problem.costs.fixed.get(problem.objective, 0.0)
+    loss = outer_sum(losses, sizes)
     cheaper = np.flatnonzero((cost < turn.best_cost) & np.isfinite(loss))
     within = cheaper[loss[cheaper] <= budget]
     in_order = (rows[np.argsort(key[rows], kind="stable")] for rows, key in ((within, cost), (cheaper, loss)))
@@ -97,14 +100,6 @@ def _by_listing(losses: Floats, budget: float, turn: Turn) -> Candidate | None:
             if promising:
                 return promising[0]
     return None
-
-
-def _outer_sum(table: Floats, sizes: tuple[int, ...]) -> Floats:
-    """`sum_s table[s, a_s]` of all candidates, `(N,)`, last stage fastest."""
-    total = np.zeros(1)
-    for row, size in zip(table, sizes, strict=True):
-        total = (total[:, None] + row[:size]).ravel()
-    return total
 
 
 def _by_programming(losses: Floats, budget: float, turn: Turn) -> Candidate | None:

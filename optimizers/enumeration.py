@@ -145,7 +145,7 @@ class PairTable:
     def at(self, x: Ints) -> Floats:
         """Values of listed candidates, `(n, S) -> (n,)`."""
         stages = np.arange(x.shape[1])
-        out = self.constant + self.unary[stages, x].sum(1)
+        out: Floats = self.constant + self.unary[stages, x].sum(1)
         return out if self.pair is None else out + _inner_pairs(self.pair, tuple(stages), x)
 
 

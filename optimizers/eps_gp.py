@@ -1,12 +1,15 @@
 """The default optimizer: a Gaussian process that knows how divergences compound, and the whole space as its acquisition's domain."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
 from botorch.models import SingleTaskGP
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # a dependency of botorch
 
 from nas.errors import InputError
 from nas.optimizers.acquisition import Goal, Limit, feasibility
@@ -28,6 +31,18 @@ STALL = 6
 STALL_STRIDE = 3
 LEAST_TRIALS = 5
 """Measurements before which the models are not trusted to stop a search."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs torch and BLAS on one thread: results do not depend on the machine's cores, and thousands of small products gain nothing from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +90,25 @@ class EpsGP:
 
     def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
         """At most `n` candidates neither told nor pending, most promising first; empty once nothing cheaper is worth a measurement."""
-        search = self._search(trials, pending)
+        with one_thread():
+            return self._propose(trials, [tuple(candidate) for candidate in pending], n)
+
+    def _propose(self, trials: Sequence[Trial], under_way: Sequence[Candidate], n: int) -> list[Candidate]:
+        search = self._search(trials, under_way)
         x = search.top(search.goal, SHORTLIST + n)
         if not len(x) or self._settled(search, x, trials):
             return []
-        under_way = [tuple(candidate) for candidate in pending]
         untried = self._untried_block(trials, under_way, search)
-        given = under_way if untried is None else [*under_way, untried]
+        given = list(under_way) if untried is None else [*under_way, untried]
         picks = select_batch(search.goal, x, self._cost(x), given, self._cost(np.array(given, dtype=np.int64).reshape(-1, x.shape[1])), n)
         rows = [tuple(row) for row in picks.tolist()]
         return (rows if untried is None else [untried, *(row for row in rows if row != untried)])[:n]
 
     def statement(self, trials: Sequence[Trial]) -> dict[float, Statement]:
         """For each eps, how likely it is that an unmeasured cheaper candidate is feasible."""
-        search = self._search(trials, ())
-        return {eps: self._statement_at(search, e) for e, eps in enumerate(self.problem.eps)}
+        with one_thread():
+            search = self._search(trials, ())
+            return {eps: self._statement_at(search, e) for e, eps in enumerate(self.problem.eps)}
 
     def model(self, trials: Sequence[Trial]) -> SingleTaskGP:
         """The heaviest fitted model as an ordinary botorch model over choice indices, on its own scale of the divergence (log L, mostly)."""

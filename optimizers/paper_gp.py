@@ -2,7 +2,7 @@
 
 One run per eps: with several eps each run sees its own trials only. The paper names neither kernel nor initial design nor acquisition; here they
 are BoTorch's categorical (exponential Hamming) kernel with a lengthscale a stage, `n_initial` random candidates, and, while nothing is
-feasible, the log probability of feasibility [LogEI]. The teacher is known from the start.
+feasible, the log probability of feasibility [logEI]. The teacher is known from the start.
 
 Symbols: `n` trials, `S` stages, `m` candidates.
 """
@@ -19,6 +19,7 @@ from botorch.models.kernels.categorical import CategoricalKernel
 from botorch.models.transforms.outcome import Standardize
 from gpytorch.kernels import ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 from nas.optimizers.pool import Turn, TurnTaking, neighbours
@@ -28,6 +29,9 @@ from nas.trial import Trial
 
 EXHAUSTIVE: Final = 20_000
 """Up to this many allowed candidates the acquisition is evaluated on all of them, above by local search from random ones."""
+
+FIT_STEPS: Final = 75
+"""L-BFGS steps of a fit; without a limit most steps go to lengthscales whose likelihood is flat."""
 
 
 @final
@@ -47,10 +51,9 @@ class PaperGP(TurnTaking):
         if sum(trial.number >= 0 for trial in own) < self._n_initial or len(own) < 2:
             return next(iter(self.pool.draw(turn.taken, turn.rng)), None)
         try:
-            acquisition = self._acquisition(own, turn)
-        except ModelFittingError:
-            return None
-        return self._maximise(acquisition, turn)
+            return self._maximise(self._acquisition(own, turn), turn)
+        except (ModelFittingError, NanError, NotPSDError):
+            return None  # a random candidate instead
 
     def _own(self, turn: Turn) -> list[Trial]:
         """The complete trials of this eps's run, and the teacher."""
@@ -96,12 +99,13 @@ def _gp(x: Tensor, y: Tensor) -> SingleTaskGP:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # botorch warns of constant values and of inputs outside the unit cube
         gp = SingleTaskGP(x, y, covar_module=ScaleKernel(CategoricalKernel(ard_num_dims=x.shape[-1])), outcome_transform=Standardize(m=1))
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(gp.likelihood, gp))
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(gp.likelihood, gp), optimizer_kwargs={"options": {"maxiter": FIT_STEPS}})
     return gp
 
 
 def _scores(acquisition: AnalyticAcquisitionFunction, candidates: list[Candidate], chunk: int = 4096) -> Tensor:
     """The acquisition of each candidate, `(m,)`."""
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # variances of told candidates' twins round below 0
         rows = torch.tensor(candidates, dtype=torch.float64)[:, None, :]
         return torch.cat([acquisition(part) for part in torch.split(rows, chunk)])

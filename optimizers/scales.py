@@ -41,7 +41,7 @@ class FittedGP:
         """Posterior variance of unseen candidates, their own deviation included, `(m, S) -> (m,)`."""
         prior = (self.kernel.variances.detach() @ self.kernel.diagonal(x)).numpy()
         half = solve_triangular(self.chol, self.cross(x).T, lower=True) if len(self.z) else np.zeros((0, len(x)))
-        return np.maximum(prior - np.square(half).sum(0), 0.0) + self.noise_sd**2
+        return np.asarray(np.maximum(prior - np.square(half).sum(0), 0.0) + self.noise_sd**2)
 
     def joint(self, x: Tensor) -> Floats:
         """Posterior covariance of unseen candidates with each other, own deviations included, `(m, S) -> (m, m)`."""
@@ -49,7 +49,7 @@ class FittedGP:
         if not len(self.z):
             return prior
         half = solve_triangular(self.chol, self.cross(x).T, lower=True)
-        return prior - half.T @ half
+        return np.asarray(prior - half.T @ half)
 
     def leave_one_out(self) -> tuple[Floats, Floats]:
         """Mean and variance of each trial's `z` given all others, `(n,), (n,)`: closed form from K^-1."""

@@ -12,6 +12,8 @@ from nas.data import Samples, Splits
 from nas.graph import StageGraph, Step
 from nas.space import Choice, Stage
 
+torch.set_num_threads(1)  # tests run side by side; small tensors gain nothing from more
+
 WIDTH = 8
 
 

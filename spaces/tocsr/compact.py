@@ -146,13 +146,25 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
             DamagedFile: a weight is missing, unexpected or of another shape.
         """
         options["output_loading_info"] = True
-        loaded: tuple[CompactUNet, dict[str, Any]] = super().from_pretrained(pretrained_model_name_or_path, **options)
+        try:
+            loaded: tuple[CompactUNet, dict[str, Any]] = super().from_pretrained(pretrained_model_name_or_path, **options)
+        except ValueError as error:  # diffusers' word for a tensor of another shape
+            raise DamagedFile(f"{pretrained_model_name_or_path}: {str(error).split('. ')[0]}; save the model again") from error
         model, info = loaded
         wrong = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs") if info.get(kind)}
         if wrong:
             found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[0]!r}" for kind, keys in wrong.items())
             raise DamagedFile(f"{pretrained_model_name_or_path}: the weights do not fit the config's architecture: {found}; save the model again")
         return model
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Not available: FreeU rewrites skips inside stock blocks, which stages are not.
+
+        Raises:
+            InputError: always, rather than being ignored without a word.
+        """
+        del s1, s2, b1, b2
+        raise InputError("CompactUNet has no FreeU; call the network without it")
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor, *, return_dict: bool = True, **unsupported: Any

@@ -60,6 +60,11 @@ class NoiseConversion(nn.Module):
 
     def __init__(self, scheduler: Mapping[str, Any], input_skip: bool) -> None:
         super().__init__()
+        missing = [key for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule") if key not in scheduler]
+        if missing and scheduler.get("trained_betas") is None:
+            raise InputError(
+                f"scheduler config: needs the betas the teacher was trained with; {', '.join(missing)} is missing (flow matching is not supported)"
+            )
         self.prediction_type = scheduler.get("prediction_type", "epsilon")
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(f"scheduler config: prediction_type must be 'epsilon' or 'v_prediction', got '{self.prediction_type}'")

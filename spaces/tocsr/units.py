@@ -33,16 +33,16 @@ class Projection(nn.Module):
 class SeparableConv2d(nn.Sequential):
     """A depthwise 3x3 and a pointwise convolution in the place of a dense 3x3 one."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=stride, padding=1, groups=in_channels),
+            nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=stride, padding=padding, groups=in_channels),
             nn.Conv2d(in_channels, out_channels, kernel_size=1),
         )
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "SeparableConv2d":
         """The best rank-1 fit to each input channel's kernels, `(out, 9) ~ pointwise (out) x depthwise (9)`."""
-        separable = cls(conv.in_channels, conv.out_channels, conv.stride[0])
+        separable = cls(conv.in_channels, conv.out_channels, conv.stride[0], int(conv.padding[0]))
         depthwise, pointwise = separable
         assert isinstance(depthwise, nn.Conv2d)
         assert isinstance(pointwise, nn.Conv2d)
@@ -99,6 +99,7 @@ def like_resnet(source: ResnetBlock2D, in_channels: int, inner: int) -> ResnetBl
         groups_out=groups_like(source.norm2, inner),
         eps=source.norm1.eps,
         time_embedding_norm=source.time_embedding_norm,
+        skip_time_act=source.skip_time_act,
         output_scale_factor=source.output_scale_factor,
         dropout=source.dropout.p,
     )

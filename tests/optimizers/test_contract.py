@@ -82,7 +82,7 @@ class Broken:
 )
 def test_a_broken_optimizer_is_found_out(proposals: list[Any], complaint: str) -> None:
     with pytest.raises(NasError, match=complaint):
-        check_optimizer(lambda problem, seed=0: Broken(*proposals))  # noqa: ARG005
+        check_optimizer(lambda problem, seed=0: Broken(*proposals))
 
 
 def test_an_optimizer_that_remembers_is_found_out() -> None:
@@ -101,4 +101,4 @@ def test_an_optimizer_that_remembers_is_found_out() -> None:
 
 def test_an_optimizer_that_stops_too_early_is_found_out() -> None:
     with pytest.raises(ContractError, match="was to be had"):
-        contract.exhausts_a_small_space(lambda problem, seed=0: Broken())  # noqa: ARG005
+        contract.exhausts_a_small_space(lambda problem, seed=0: Broken())

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nas.optimizers.contract import additive_divergence, make_problem, trial
-from nas.optimizers.local import LocalSearch
 from nas.optimizers.pool import CandidatePool, Turn, neighbours
 from nas.optimizers.random_search import RandomSearch
 from nas.problem import Problem
@@ -75,14 +74,6 @@ def test_failed_candidates_count_as_infinitely_divergent() -> None:
 def test_neighbours_differ_in_one_stage() -> None:
     problem = make_problem((2, 3, 1))
     assert neighbours(problem, (0, 1, 0)) == [(1, 1, 0), (0, 0, 0), (0, 2, 0)]
-
-
-def test_local_search_moves_from_the_incumbent() -> None:
-    problem = make_problem((4, 4, 4))
-    log = _log(problem, [(1, 0, 0), (1, 1, 0)])
-    candidate = LocalSearch(problem).propose(log)[0]
-    assert sum(a != b for a, b in zip(candidate, (1, 1, 0), strict=True)) == 1
-    assert problem.cost([candidate])[0] < problem.cost([(1, 1, 0)])[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

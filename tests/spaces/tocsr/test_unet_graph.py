@@ -33,7 +33,7 @@ def test_every_skip_is_written_once_and_read_by_the_up_stage_that_consumes_it(de
 def test_network_without_mid_block_has_no_mid_stage(shallow: UNet2DConditionModel) -> None:
     shallow.mid_block = None
     graph = unet_graph(shallow)
-    assert graph["up0"].reads[0] == "skip3b"
+    assert graph["up0"].reads[0] == graph["down3"].writes[-1]
     inputs = example_inputs(shallow, 16, tokens=3)
     with torch.no_grad():
         assert torch.equal(graph.run(inputs), shallow(inputs["sample"], inputs["timestep"], inputs["text"]).sample)
@@ -59,6 +59,18 @@ def test_condition_channels_after_the_latent_take_no_part_in_the_input_skip(sche
 def test_input_skip_on_top_of_a_v_prediction_is_refused(scheduler: dict[str, object]) -> None:
     with pytest.raises(InputError, match="input_skip needs prediction_type 'epsilon'"):
         NoiseConversion(scheduler, input_skip=True)
+
+
+def test_scheduler_without_betas_is_refused() -> None:
+    with pytest.raises(InputError, match=r"beta_start, beta_end, beta_schedule is missing \(flow matching"):
+        NoiseConversion({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}, input_skip=False)
+
+
+def test_scheduler_of_another_class_gives_the_betas_it_shares() -> None:
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+    stable_diffusion = {**config, "_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}
+    expected = DDPMScheduler(**config).alphas_cumprod
+    assert torch.equal(NoiseConversion(stable_diffusion, input_skip=True).alphas_cumprod, expected)
 
 
 def test_prediction_of_the_clean_sample_is_refused(scheduler: dict[str, object]) -> None:

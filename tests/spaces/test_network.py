@@ -1,0 +1,116 @@
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nas.search
+from nas.blocks import calibration
+from nas.blocks.calibration import CalibrationSettings
+from nas.data import Samples, Splits
+from nas.errors import ContractError, InputError
+from nas.graph import StageGraph
+from nas.progress import Quiet
+from nas.space import Choice, Stage
+from nas.spaces.network import NetworkSpace
+from tests.conftest import Narrow, toy_graph, toy_samples, toy_stages
+
+
+def save(chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
+    folder.mkdir()
+    (folder / "chosen.json").write_text(json.dumps({stage: choice.name for stage, (choice, _) in chosen.items()}))
+
+
+def loss(output: Tensor, samples: Samples) -> float:
+    del samples
+    return float(output.square().mean())
+
+
+@pytest.fixture
+def network(graph: StageGraph, stages: tuple[Stage, ...], splits: Splits, home: Path) -> NetworkSpace:
+    return NetworkSpace("toy", graph, stages, splits, loss=loss, save=save, calibration=CalibrationSettings(max_steps=60), home=home)
+
+
+def test_prepare_makes_a_task_that_is_calibrated_counted_and_measurable(network: NetworkSpace) -> None:
+    task = network.prepare(Quiet())
+    assert task.space.sizes == (3, 3, 3)
+    assert task.calibration_errors is not None
+    assert (task.calibration_errors[:, 1:] > 0).all()
+    teacher, tiny = task.evaluator.measure([(0, 0, 0), (2, 2, 2)])
+    assert teacher.divergence == 0.0
+    assert tiny.divergence is not None
+    assert tiny.divergence > 0
+    assert task.verifier is not None
+    assert task.verifier.measure([(2, 2, 2)])[0].divergence != tiny.divergence
+    assert task.heldout_loss is not None
+    assert task.heldout_loss(task.space.teacher) != task.heldout_loss((2, 2, 2))
+
+
+def test_a_candidates_cost_is_the_count_of_the_assembled_modules(network: NetworkSpace) -> None:
+    costs = network.prepare(Quiet()).costs
+    assert costs.by_choice.keys() == network.costs().by_choice.keys()
+    for metric, table in network.costs().by_choice.items():
+        np.testing.assert_array_equal(table, costs.by_choice[metric])
+    whole = sum(p.numel() for step in network.graph.steps for p in step.module.parameters())
+    assert costs.of((0, 0, 0))["params"] == whole
+
+
+def test_the_second_prepare_calibrates_nothing(network: NetworkSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = network.prepare(Quiet())
+    monkeypatch.setattr(calibration, "calibrate_block", lambda *_: pytest.fail("calibrated again"))
+    again = replace(network, graph=toy_graph()).prepare(Quiet())
+    assert again.evaluator.measure([(2, 1, 0)])[0].divergence == first.evaluator.measure([(2, 1, 0)])[0].divergence
+
+
+def test_the_fingerprint_follows_teacher_library_and_data(network: NetworkSpace, splits: Splits) -> None:
+    before = network.fingerprint()
+    assert replace(network, graph=toy_graph(), stages=toy_stages()).fingerprint() == before
+    changed = toy_graph()
+    with torch.no_grad():
+        next(changed["a"].module.parameters()).add_(1e-6)
+    assert replace(network, graph=changed).fingerprint()["teacher"] != before["teacher"]
+    assert replace(network, stages=network.stages[:2]).fingerprint()["library"] != before["library"]
+    other = Splits(splits.fit, splits.measure, toy_samples(128, 9, 3000))
+    assert replace(network, data=other).fingerprint()["data"] != before["data"]
+
+
+def test_a_search_saves_the_winner_and_the_same_call_goes_on_with_it(network: NetworkSpace, tmp_path: Path) -> None:
+    result = nas.search.search(network, 0.05, workdir=tmp_path / "runs", trials=26, optimizer="random")
+    winner = result.winners[0]
+    assert winner.feasible
+    assert winner.trial is not None
+    chosen = json.loads((tmp_path / "runs" / Path(result.paths[0.05]).parent.name / "winner" / "chosen.json").read_text())
+    assert {**dict.fromkeys("abc", "teacher"), **chosen} == result.study.problem.space.decode(winner.trial.candidate)
+    again = nas.search.search(network, 0.05, workdir=tmp_path / "runs", trials=26, optimizer="random")
+    assert again.study.trials == result.study.trials
+
+
+def test_sets_that_share_a_group_are_refused(splits: Splits) -> None:
+    with pytest.raises(InputError, match="sets 'fit' and 'measure' share 64 groups"):
+        Splits(splits.fit, splits.fit, splits.verify)
+
+
+def test_a_stage_that_is_no_step_is_refused(graph: StageGraph, splits: Splits) -> None:
+    with pytest.raises(InputError, match="graph has no step 'stemm'; did you mean 'stem'"):
+        NetworkSpace("toy", graph, (Stage("stemm", (Choice("teacher"),)),), splits)
+
+
+def test_a_recipe_that_breaks_the_contract_is_named_before_anything_is_calibrated(network: NetworkSpace) -> None:
+    class Wide(Narrow):
+        def build(self, teacher: nn.Module) -> nn.Module:
+            built = super().build(teacher)
+            built.layers[-1] = nn.Linear(self.hidden, 5, device=next(teacher.parameters()).device)  # type: ignore[operator]
+            return built
+
+    broken = replace(network, stages=(Stage("b", (Choice("teacher"), Choice("wide", Wide(4)))),))
+    with pytest.raises(ContractError, match=r"block 'b/wide' must write 'h' as \(1, 8\) like the teacher, wrote \(1, 5\)"):
+        broken.prepare(Quiet())
+
+
+def test_a_cost_that_is_unknown_to_a_table_is_refused_by_name(network: NetworkSpace) -> None:
+    with pytest.raises(InputError, match="unknown metric 'flops'"):
+        nas.search.search(network, 0.05, workdir=None, minimize="flops")

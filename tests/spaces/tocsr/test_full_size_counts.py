@@ -1,0 +1,182 @@
+"""Numbers of TOC-SR, BK-SDM and NanoSD at SD1.5's size; all on the meta device."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import UNet2DConditionModel
+
+from nas.evaluators.costs import count_macs, count_params
+from nas.spaces.tocsr import counts
+from nas.spaces.tocsr.compact import CompactUNet
+from nas.spaces.tocsr.counts import count_near, count_params_without_groupnorm, full_size_table, sd15_unet
+from nas.spaces.tocsr.recipes import StageRecipe
+from nas.spaces.tocsr.unet import example_inputs, unet_graph
+
+METRICS = ("params", "params_without_groupnorm", "macs", "macs_with_attention")
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    home = tmp_path_factory.mktemp("counts")
+    return {name: full_size_table(name, home) for name in ("default", "wide")}
+
+
+@pytest.mark.parametrize(("channels", "params", "without_groupnorm"), [(4, 859_520_964, 859_395_524), (16, 859_590_096, 859_464_656)])
+def test_parameters_of_table_s4_with_and_without_group_normalisation(channels: int, params: int, without_groupnorm: int) -> None:
+    unet = sd15_unet(channels)
+    assert (count_params(unet), count_params_without_groupnorm(unet)) == (params, without_groupnorm)
+
+
+def conv(i: int, o: int) -> int:
+    return 9 * i * o + o
+
+
+@pytest.mark.parametrize(
+    ("variant", "convolutions", "millions"),
+    [
+        ("base", [(4, 320), (320, 4)], 859.395),
+        ("v1", [(16, 4), (4, 320), (320, 16)], 859.43),
+        ("v2", [(16, 320), (320, 16)], 859.46),
+        ("v3", [(16, 8), (8, 4), (4, 320), (320, 4), (4, 8), (8, 16)], 859.398),
+    ],
+)
+def test_the_four_rows_of_table_s4(variant: str, convolutions: list[tuple[int, int]], millions: float) -> None:
+    body = 859_395_524 - conv(4, 320) - conv(320, 4)
+    total = (body + sum(conv(*widths) for widths in convolutions)) / 1e6
+    digits = len(str(millions).split(".")[1])
+    assert math.floor(total * 10**digits) / 10**digits == millions, variant
+
+
+def test_teachers_macs_agree_to_the_integer(tables: dict[str, dict[str, Any]]) -> None:
+    teacher = tables["default"]["teacher"]
+    assert teacher["macs"] == 338_893_701_120
+    assert teacher["macs_with_attention"] == 401_919_836_160
+
+
+def test_whole_model_counted_at_once_equals_the_sum_of_its_stages() -> None:
+    unet = sd15_unet()
+    inputs = example_inputs(unet, 64)
+    macs = count_macs(unet, (inputs["sample"], inputs["timestep"], inputs["text"]))
+    assert (macs.linear, macs.attention) == (338_893_701_120, 63_026_135_040)
+
+
+def test_reduction_of_the_paper_fits_latents_of_96_without_attention_products() -> None:
+    unet = sd15_unet()
+    inputs = example_inputs(unet, 96)
+    macs = count_macs(unet, (inputs["sample"], inputs["timestep"], inputs["text"]))
+    assert round(macs.linear / 273e9, 1) == 2.8
+    assert round((macs.linear + macs.attention) / 273e9, 1) == 3.9
+
+
+@pytest.mark.parametrize(
+    ("stage", "params", "macs", "with_attention"),
+    [
+        ("down0", 10.524, 32.897, 54.775),
+        ("down1", 36.819, 31.296, 34.182),
+        ("down2", 139.992, 31.449, 31.885),
+        ("down3", 62.277, 3.778, 3.778),
+        ("mid", 97.038, 6.027, 6.050),
+        ("up0", 162.241, 12.902, 12.902),
+        ("up1", 258.331, 75.118, 75.772),
+        ("up2", 71.413, 79.082, 83.412),
+        ("up3", 18.811, 65.965, 98.783),
+    ],
+)
+def test_stage_table(tables: dict[str, dict[str, Any]], stage: str, params: float, macs: float, with_attention: float) -> None:
+    row = next(s for s in tables["wide"]["stages"] if s["name"] == stage)["choices"][0]
+    assert row["name"] == "teacher"
+    assert (round(row["params"] / 1e6, 3), round(row["macs"] / 1e9, 3), round(row["macs_with_attention"] / 1e9, 3)) == (params, macs, with_attention)
+
+
+def test_fixed_part(tables: dict[str, dict[str, Any]]) -> None:
+    fixed = tables["wide"]["fixed"]
+    assert (round(fixed["params"] / 1e6, 3), round(fixed["macs"] / 1e9, 2)) == (2.144, 0.38)
+
+
+def test_sizes_of_the_libraries(tables: dict[str, dict[str, Any]]) -> None:
+    assert tables["default"]["n_candidates"] == 6**9
+    assert tables["wide"]["n_candidates"] == 558_835_200
+    assert sum(len(stage["choices"]) for stage in tables["wide"]["stages"]) == 87
+
+
+def test_reach_of_the_wide_library(tables: dict[str, dict[str, Any]]) -> None:
+    reach = tables["wide"]["reach"]
+    assert reach["params"] == [34_946_896, 859_590_096]
+    assert reach["macs_with_attention"] == [18_929_254_400, 401_919_836_160]
+
+
+def test_the_papers_sizes_are_reachable_by_many_candidates(tables: dict[str, dict[str, Any]]) -> None:
+    assert list(tables["wide"]["near"]) == ["130M", "146M", "161M", "173M"]
+    assert all(100_000 < count < 1_000_000 for count in tables["wide"]["near"].values())
+    assert all(count > 1_000 for count in tables["default"]["near"].values())
+
+
+def test_table_has_the_documented_keys_and_adds_up(tables: dict[str, dict[str, Any]]) -> None:
+    for table in tables.values():
+        assert {"scale", "stages", "fixed", "teacher", "n_candidates"} <= table.keys()
+        for metric in METRICS:
+            assert table["teacher"][metric] == table["fixed"][metric] + sum(stage["choices"][0][metric] for stage in table["stages"])
+
+
+BASE = {
+    **{f"down{i}": StageRecipe(("RA",)) for i in range(3)},
+    **{f"up{i}": StageRecipe(("RA", "RA")) for i in (1, 2, 3)},
+    "down3": StageRecipe(("R",)),
+    "up0": StageRecipe(("R", "R")),
+}
+GONE = StageRecipe((), "plain")
+SMALL = {**BASE, "mid": GONE}
+TINY = {**SMALL, "down2": StageRecipe(("RA",), "plain"), "down3": GONE, "up0": GONE}
+
+
+@pytest.mark.parametrize(
+    ("recipes", "millions", "gmacs"),
+    [(BASE, 579.385, 223.67), (SMALL, 482.347, 217.65), (TINY, 323.385, 204.95)],
+    ids=["Base", "Small", "Tiny"],
+)
+def test_removal_variants_reproduce_bk_sdm(recipes: dict[str, StageRecipe], millions: float, gmacs: float) -> None:
+    unet = sd15_unet(4)
+    graph = unet_graph(unet)
+    model = CompactUNet.assemble(unet, {stage: (recipe, recipe.build(graph[stage].module)) for stage, recipe in recipes.items()})
+    inputs = example_inputs(unet, 64)
+    macs = count_macs(model, (inputs["sample"], inputs["timestep"], inputs["text"]))
+    assert (round(count_params(model) / 1e6, 3), round(macs.linear / 1e9, 2)) == (millions, gmacs)
+
+
+@pytest.mark.slow
+def test_nanosd_has_attention_on_or_off_in_the_reduced_network(tmp_path: Path) -> None:
+    table = full_size_table("nanosd", tmp_path)
+    sizes = {stage["name"]: len(stage["choices"]) for stage in table["stages"]}
+    assert sizes == {"down0": 4, "down1": 4, "down2": 4, "down3": 1, "mid": 1, "up0": 1, "up1": 8, "up2": 8, "up3": 8}
+    assert table["n_candidates"] == 32_768
+    assert {stage["choices"][0]["params"] for stage in table["stages"] if stage["name"] in ("down3", "mid", "up0")} == {0}
+    assert table["reach"]["params"] == [290_808_336, 523_286_736]
+
+
+def test_counting_near_a_size_equals_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 50, size) for size in (3, 4, 2, 5, 3)]
+    totals = [sum(pick) for pick in itertools.product(*rows)]
+    assert count_near(rows, 90, 110) == sum(90 <= total <= 110 for total in totals)
+    assert count_near(rows[:1], 0, 50) == 3
+
+
+def test_table_is_counted_once_and_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    monkeypatch.setattr(counts, "_count", lambda name: counted.append(name) or {"library": name})
+    assert full_size_table("wide", tmp_path) == full_size_table("wide", tmp_path) == {"library": "wide"}
+    assert counted == ["wide"]
+    (path,) = tmp_path.iterdir()
+    path.write_text("not json")
+    assert full_size_table("wide", tmp_path) == {"library": "wide"}
+    assert counted == ["wide", "wide"]
+
+
+def test_stock_network_is_built_without_weights() -> None:
+    unet = sd15_unet()
+    assert isinstance(unet, UNet2DConditionModel)
+    assert all(parameter.is_meta for parameter in unet.parameters())
