@@ -1,6 +1,6 @@
 """What others implement: recipes, spaces, optimizers, evaluators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -40,6 +40,15 @@ class Optimizer(Protocol):
 
     def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
         """At most `n` candidates neither told nor pending; empty once nothing is left worth measuring."""
+        ...
+
+
+@runtime_checkable
+class StatesWhatIsLeft(Protocol):
+    """An optimizer that can say how likely it is that something better was left."""
+
+    def statement(self, trials: Sequence[Trial]) -> Mapping[float, object]:
+        """A statement for each eps, whose text is for people."""
         ...
 
 

@@ -14,7 +14,7 @@ from nas.errors import InputError
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Problem
 from nas.progress import Progress, Quiet
-from nas.protocols import Space, Task
+from nas.protocols import Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
 from nas.study import Stopped, Study, Winner
 
@@ -60,6 +60,7 @@ class SearchResult:
     run: Path | None
     seconds: dict[str, float]
     paths: dict[float, str] = field(default_factory=dict)
+    statements: tuple[str, ...] = ()
 
     @property
     def table(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class SearchResult:
             "n_measured": self.study.n_measured,
             "seconds": self.seconds,
             "stopped": self.stopped,
+            "statements": list(self.statements),
             "run": str(self.run) if self.run else None,
         }
 
@@ -218,7 +220,8 @@ def _search(
         "total": round(earlier["total"] + time.monotonic() - started, 3),
     }
     record.set_fact("seconds", seconds)
-    result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths)
+    statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
+    result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements)
     record.set_fact("result", result.to_json())
     return result
 

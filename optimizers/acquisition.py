@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import log_ndtr, logsumexp, ndtri_exp
+from scipy.special import log_ndtr, logsumexp, ndtr
 
 from nas.optimizers.beliefs import Belief, standard_deviation
 from nas.optimizers.enumeration import Halved, Ints, PairTable, Region
@@ -21,6 +21,8 @@ from nas.problem import Floats
 BLOCK = 1 << 15
 SAMPLE = 4096
 PROBES = 64
+STEPS = np.concatenate([np.linspace(-6, 6, 49), np.geomspace(6.5, 1000, 24)])
+"""Grid of means in units of sd, from certain to hopeless, on which the screening cut is looked up."""
 POWER = 0.6
 """Exponent of the saving: below 1, likely small savings come before unlikely large ones."""
 
@@ -161,9 +163,19 @@ class Pass:
         return held[np.flatnonzero(within)] if within.any() else held
 
     def _score(self, held: Held) -> Floats:
+        """Log scores with the coarse sd; on the log scale throughout only where plain probabilities underflow."""
+        goal = self.goal
         cost = self.region.left_cost[held.i] + self.region.right_cost[held.j] + self.region.fixed_cost
-        feasible = self.goal.log_feasibility(list(held.means), [np.array(view.sd) for view in self.views])
-        score = self.goal.log_score(cost, feasible)
+        plain = np.zeros(len(cost))
+        for eps, best in zip(goal.eps, goal.best, strict=True):
+            likely = np.zeros(len(cost))
+            for view, weight, mean in zip(self.views, goal.weights, held.means, strict=True):
+                likely += weight * ndtr((view.belief.threshold(eps) - mean) / view.sd)
+            plain += likely * np.exp(goal.log_gain(best - cost))
+        if len(plain) and np.nanmax(plain) > 1e-200:
+            score = np.log(plain)
+        else:
+            score = goal.log_score(cost, goal.log_feasibility(list(held.means), [np.array(view.sd) for view in self.views]))
         return np.where(np.isnan(score), -np.inf, score)
 
     def _screen(self) -> Held:
@@ -176,7 +188,7 @@ class Pass:
             rows = slice(start, min(len(self.reach), start + max(1, BLOCK // n_columns)))
             held.append(self._survivors(rows, n_columns, table))
             n += len(held[-1].i)
-            if n > 32 * self.size:
+            if n > 64 * self.size:
                 held = [self._best_of(Held.joined(held))]
                 n = len(held[0].i)
                 table = self._cut_table()
@@ -193,20 +205,21 @@ class Pass:
     def _cut_table(self) -> tuple[Floats, list[Floats]]:
         """Savings on a grid `(G,)`, against the dearest incumbent, and each model's largest mean worth keeping at each `(G,)`.
 
-        A sum reaches the floor if one term does, or several half of it; terms below half of it are let go.
+        A weighted sum over models reaches the floor only if one of its terms reaches an equal share of it. A model's score falls with its mean, so the
+        largest mean that does is read off a grid.
         """
-        top = max(self.goal.best)
+        goal, top = self.goal, max(self.goal.best)
         cheapest = float(self.region.left_cost[0] + self.region.right_cost[0]) + self.region.fixed_cost
-        grid = np.linspace(0.0, max(top - cheapest, 1e-300), 257)
-        several = len(self.goal.eps) * len(self.views) > 1
+        grid = np.linspace(0.0, max(top - cheapest, 1e-300), 65)
+        gain = goal.log_gain(grid - (top - np.array(goal.best))[:, None])  # (E, G)
         cuts = []
-        for view, weight in zip(self.views, self.goal.weights, strict=True):
-            cut = np.full(len(grid), -np.inf)
-            for eps, best in zip(self.goal.eps, self.goal.best, strict=True):
-                ratio = self.floor - self.goal.log_gain(grid - (top - best)) - np.log(weight) - np.log(2) * several
-                z = np.where(ratio < 0, ndtri_exp(np.minimum(ratio, -1e-12)), np.inf)
-                cut = np.maximum(cut, view.belief.threshold(eps) - view.sd * z)
-            cuts.append(np.where(np.isnan(cut), np.inf, cut))
+        for view, weight in zip(self.views, goal.weights, strict=True):
+            thresholds = np.array([view.belief.threshold(eps) for eps in goal.eps])
+            means = thresholds.max() + view.sd * STEPS
+            likely = log_ndtr((thresholds[:, None] - means) / view.sd)  # (E, steps)
+            score = logsumexp(gain[:, :, None] + likely[:, None, :], axis=0)
+            least = self.floor - np.log(weight * len(self.views)) - 0.02  # more than linear interpolation of the concave logarithm loses
+            cuts.append(np.array([np.interp(-least, -row, means, left=-np.inf, right=np.inf) for row in score]))
         return grid, cuts
 
     def _survivors(self, rows: slice, n_columns: int, table: tuple[Floats, list[Floats]]) -> Held:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -24,7 +24,7 @@ from nas.problem import Floats, Problem
 from nas.space import Candidate
 from nas.trial import Trial
 
-SHORTLIST = 384
+SHORTLIST = 256
 FOR_STATEMENT = 2048
 ENUMERABLE = 20_000_000
 STALL = 6
@@ -70,7 +70,7 @@ class EpsGP:
         problem: what to minimise, the bounds, and what is known of each block.
         seed: of the few random choices (groups of stages in spaces above `enumerable`, draws behind the stopping statement).
         delta: stop once the probability that a cheaper candidate is feasible is below this at every eps; 0 goes on until nothing cheaper is left.
-        keep_dominated: search choices too that another choice of their stage beats in every known respect.
+        keep_dominated: search from the start choices too that another choice of their stage beats in every known respect; by default they come last.
         enumerable: spaces of more candidates are searched by large neighbourhoods instead of as a whole.
 
     Raises:
@@ -86,7 +86,7 @@ class EpsGP:
         self.keep_dominated = keep_dominated
         self.enumerable = enumerable
         self._fixed = float(problem.costs.fixed.get(problem.objective, 0.0))
-        self._domains: dict[bool, Domain] = {}
+        self._domains: dict[tuple[bool, bool], Domain] = {}
 
     def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
         """At most `n` candidates neither told nor pending, most promising first; empty once nothing cheaper is worth a measurement."""
@@ -94,21 +94,39 @@ class EpsGP:
             return self._propose(trials, [tuple(candidate) for candidate in pending], n)
 
     def _propose(self, trials: Sequence[Trial], under_way: Sequence[Candidate], n: int) -> list[Candidate]:
-        search = self._search(trials, under_way)
-        x = search.top(search.goal, SHORTLIST + n)
-        if not len(x) or self._settled(search, x, trials):
+        search, x = self._open(trials, under_way, n)
+        if not len(x):
             return []
         untried = self._untried_block(trials, under_way, search)
-        given = list(under_way) if untried is None else [*under_way, untried]
+        given = [candidate for candidate in (*under_way, untried) if candidate is not None and any(candidate)]
         picks = select_batch(search.goal, x, self._cost(x), given, self._cost(np.array(given, dtype=np.int64).reshape(-1, x.shape[1])), n)
         rows = [tuple(row) for row in picks.tolist()]
         return (rows if untried is None else [untried, *(row for row in rows if row != untried)])[:n]
 
+    def _open(self, trials: Sequence[Trial], under_way: Sequence[Candidate], n: int) -> tuple[Search, Ints]:
+        """The search and its best candidates; among dominated choices too once the others have nothing left, none if the search is over."""
+        search = self._search(trials, under_way)
+        x = search.top(search.goal, SHORTLIST + n)
+        if len(x) and not self._settled(search, x, trials):
+            return search, x
+        everything = replace(search, domain=self._domain(False, True))
+        x = everything.top(search.goal, SHORTLIST + n)
+        over = not len(x) or self._settled(everything, x, trials)
+        return everything, x[:0] if over else x
+
     def statement(self, trials: Sequence[Trial]) -> dict[float, Statement]:
-        """For each eps, how likely it is that an unmeasured cheaper candidate is feasible."""
+        """For each eps, how likely it is that an unmeasured cheaper candidate is feasible, dominated choices included."""
         with one_thread():
-            search = self._search(trials, ())
+            search = replace(self._search(trials, ()), domain=self._domain(False, True))
             return {eps: self._statement_at(search, e) for e, eps in enumerate(self.problem.eps)}
+
+    def pruned(self, trials: Sequence[Trial]) -> dict[str, list[str]]:
+        """The dominated choices that the search leaves for last, by stage."""
+        with one_thread():
+            kept = self._search(trials, ()).domain.kept
+        stages = self.problem.space.stages
+        out = {stage.name: [c.name for k, c in enumerate(stage.choices) if k not in alive] for stage, alive in zip(stages, kept, strict=True)}
+        return {stage: choices for stage, choices in out.items() if choices}
 
     def model(self, trials: Sequence[Trial]) -> SingleTaskGP:
         """The heaviest fitted model as an ordinary botorch model over choice indices, on its own scale of the divergence (log L, mostly)."""
@@ -117,12 +135,13 @@ class EpsGP:
     def _search(self, trials: Sequence[Trial], pending: Sequence[Candidate]) -> Search:
         believed = believe(self.problem, Record.of(self.problem, trials))
         seen = {tuple(t.candidate) for t in trials} | {tuple(candidate) for candidate in pending} | {self.problem.space.teacher}
-        return Search(self._domain(believed.trusts_errors), self._goal(trials, believed), frozenset(seen), self.seed + len(trials))
+        return Search(self._domain(believed.trusts_errors, self.keep_dominated), self._goal(trials, believed), frozenset(seen), self.seed + len(trials))
 
     def _goal(self, trials: Sequence[Trial], believed: Weighted) -> Goal:
         costs, eps = self.problem.costs, self.problem.eps
         limits = [Limit(PairTable(costs.by_choice[b.metric]), b.limit - float(costs.fixed.get(b.metric, 0.0))) for b in self.problem.bounds]
-        return Goal(believed.beliefs, believed.weights, eps, tuple(self._best(trials, e)[-1] for e in eps), tuple(limits))
+        rounding = 1e-12 * costs.reach(self.problem.objective)[1]  # sums in another order must not look cheaper
+        return Goal(believed.beliefs, believed.weights, eps, tuple(self._best(trials, e)[-1] - rounding for e in eps), tuple(limits))
 
     def _best(self, trials: Sequence[Trial], eps: float) -> list[float]:
         """Cost to beat before each trial and after the last `(n + 1,)`, fixed part left out.
@@ -143,12 +162,11 @@ class EpsGP:
     def _cost(self, x: Ints) -> Floats:
         return self.problem.cost(x) - self._fixed
 
-    def _domain(self, trust_errors: bool) -> Domain:
-        if trust_errors not in self._domains:
-            self._domains[trust_errors] = Domain(
-                self.problem, keep_dominated=self.keep_dominated, trust_errors=trust_errors, enumerable=self.enumerable
-            )
-        return self._domains[trust_errors]
+    def _domain(self, trust_errors: bool, keep_dominated: bool) -> Domain:
+        key = (trust_errors and not keep_dominated, keep_dominated)
+        if key not in self._domains:
+            self._domains[key] = Domain(self.problem, keep_dominated=keep_dominated, trust_errors=trust_errors, enumerable=self.enumerable)
+        return self._domains[key]
 
     def _settled(self, search: Search, x: Ints, trials: Sequence[Trial]) -> bool:
         """Whether nothing cheaper is likely to be feasible at any eps; the shortlist alone mostly answers no."""

@@ -30,7 +30,7 @@ class Neighbourhoods:
         self.costs = costs
 
     def top(self, goal: Goal, size: int, known: Sequence[Candidate], seed: int) -> Ints:
-        """About the `size` best candidates found, best first by exact score, `(n, S)`; `known` ones serve as starting points."""
+        """About the `size` best candidates found that save anything, best first by exact score, `(n, S)`; `known` ones serve as starting points."""
         rng = np.random.default_rng(seed)
         pool = self._ranked(goal, np.concatenate([self._path(goal), np.array(known, dtype=np.int64).reshape(-1, len(self.kept))]))
         for start in pool[:STARTS]:
@@ -40,7 +40,8 @@ class Neighbourhoods:
                     region = Region(self.kept, self.costs, tuple(base.tolist()), group)
                     pool = np.concatenate([self._ranked(goal, np.concatenate([Pass(region, goal, PER_GROUP).run(), base[None]])), pool])
                     base = pool[0]
-        return self._ranked(goal, pool)[:size]
+        pool = self._ranked(goal, pool)
+        return pool[np.isfinite(score(goal, pool, self._cost(pool)))][:size] if len(pool) else pool
 
     def _ranked(self, goal: Goal, x: Ints) -> Ints:
         """The distinct candidates by falling score, ties in lexicographic order; the teacher left out."""

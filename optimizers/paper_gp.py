@@ -30,8 +30,8 @@ from nas.trial import Trial
 EXHAUSTIVE: Final = 20_000
 """Up to this many allowed candidates the acquisition is evaluated on all of them, above by local search from random ones."""
 
-FIT_STEPS: Final = 75
-"""L-BFGS steps of a fit; without a limit most steps go to lengthscales whose likelihood is flat."""
+FIT_TOLERANCE: Final = 1e-6
+"""Relative change of the likelihood at which a fit ends; scipy's default spends most steps on lengthscales whose likelihood is flat."""
 
 
 @final
@@ -99,7 +99,7 @@ def _gp(x: Tensor, y: Tensor) -> SingleTaskGP:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # botorch warns of constant values and of inputs outside the unit cube
         gp = SingleTaskGP(x, y, covar_module=ScaleKernel(CategoricalKernel(ard_num_dims=x.shape[-1])), outcome_transform=Standardize(m=1))
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(gp.likelihood, gp), optimizer_kwargs={"options": {"maxiter": FIT_STEPS}})
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(gp.likelihood, gp), optimizer_kwargs={"options": {"ftol": FIT_TOLERANCE}})
     return gp
 
 

@@ -14,7 +14,7 @@ PRIOR = {"compounding": 0.8, "additive": 0.05, "categorical": 0.15}
 """Weights before any trial."""
 FIRST_COMPARISON = 5
 """Trials from which models are compared; before, the first one is believed."""
-LEAST_WEIGHT = 0.02
+LEAST_WEIGHT = 0.05
 LEAST_EXPONENT = 0.5
 """Power of the calibration errors in the losses from which they are trusted to order choices."""
 

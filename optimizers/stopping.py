@@ -18,6 +18,8 @@ from nas.problem import Floats
 
 JOINT = 384
 DRAWS = 512
+DOUBT = 8.0
+"""Stated standard deviations are widened by 1 + DOUBT / trials: scales fitted to few trials are too sure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,10 @@ def _union(belief: Belief, x: Ints, eps: float, seed: int) -> float:
 
     Draws share all but each candidate's own deviation, which is integrated out in closed form, so that small probabilities are smooth.
     """
-    own = belief.gp.noise_sd
-    shared = belief.gp.joint(torch.from_numpy(x)) - own**2 * np.eye(len(x))
-    factor = np.linalg.cholesky(shared + 1e-9 * np.trace(shared) / len(x) * np.eye(len(x)) + 1e-12 * np.eye(len(x)))
+    doubt = 1 + DOUBT / max(len(belief.gp.z), 1)
+    own = doubt * belief.gp.noise_sd
+    shared = doubt**2 * belief.gp.joint(torch.from_numpy(x)) - own**2 * np.eye(len(x))
+    factor = np.linalg.cholesky(shared + (1e-6 * np.trace(shared) / len(x) + 1e-12) * np.eye(len(x)))
     draws = factor @ np.random.default_rng(seed).standard_normal((len(x), DRAWS))
     gap = (belief.threshold(eps) - belief.mean(x))[:, None] - draws
     none: Floats = np.prod(1 - ndtr(gap / own), axis=0)

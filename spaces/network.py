@@ -70,9 +70,10 @@ class NetworkSpace:
 
     @cached_property
     def teacher_key(self) -> str:
-        """Hash of every weight of the teacher."""
-        tensors = {f"{step.name}.{name}": value for step in self.graph.steps for name, value in step.module.state_dict().items()}
-        return hash_tensors(tensors)[:16]
+        """Hash of every parameter and buffer of the teacher, and of how its modules are built."""
+        modules = nn.ModuleDict({step.name: step.module for step in self.graph.steps})
+        tensors = {**dict(modules.named_parameters()), **dict(modules.named_buffers())}
+        return block_key(tensors=hash_tensors(tensors), structure=repr(modules))[:16]
 
     def fingerprint(self) -> dict[str, str]:
         """Short hashes of teacher, library (with how it is calibrated) and data."""

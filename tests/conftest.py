@@ -57,7 +57,7 @@ class Narrow:
 
 
 def toy_graph() -> StageGraph:
-    """stem -> a (h, skip) -> b (h, other) -> c(h, skip) -> out."""
+    """Stem -> a (h, skip) -> b (h, other) -> c(h, skip) -> out."""
     torch.manual_seed(0)
     steps = (
         Step("stem", ("x",), ("h",), nn.Linear(4, WIDTH)),

@@ -23,6 +23,8 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
         f"\n{summary['n_trials']} trials, {summary['n_measured']} measured here; stopped: {summary['stopped']}; "
         f"calibrate {seconds['calibrate']:.0f} s, measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
+    for statement in summary.get("statements", ()):
+        out.print(statement)
     for winner in summary["winners"]:
         for rejected in winner.get("rejected", ()):
             out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")

@@ -181,6 +181,8 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it must hold a JSON object, got {type(content).__name__}")
     except (OSError, ValueError) as error:
         raise InputError(f"teacher folder: {path} cannot be read: {error}; a teacher needs unet/ and scheduler/ as diffusers writes them") from error
     return content

@@ -1,12 +1,10 @@
 """Teachers of the space `tocsr_unet`: the embedded one, a diffusers folder, or a hub id; with the samples to search on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor
 
 from nas.data import Splits
@@ -15,7 +13,6 @@ from nas.progress import Progress, Quiet
 from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.data import Latents, load_pictures, noised, picture_files, split_by_picture
-from nas.spaces.tocsr.unet import check_config
 
 EMBEDDED = "embedded"
 
@@ -49,11 +46,11 @@ def load_teacher(name: str = EMBEDDED, data: str | None = None, device: str = "c
             raise InputError("the embedded teacher brings its own samples; leave out --data, or give another --teacher")
         return _embedded(target)
     folder = _folder(name)
-    unet, abar = load_unet(folder)
+    unet = CompactUNet.from_teacher_folder(folder)
     if data is None:
         raise InputError(f"teacher '{name}' brings no samples; give a folder of pictures with --data")
     latents = _encode(folder, Path(data), unet, target, progress or Quiet())
-    return Teacher(name, unet.to(target).eval(), _on(split_by_picture(latents, abar), target))
+    return Teacher(name, unet.to(target).eval(), _on(split_by_picture(latents, _alphas_cumprod(unet)), target))
 
 
 def check_device(name: str) -> torch.device:
@@ -71,7 +68,8 @@ def check_device(name: str) -> torch.device:
 
 def _embedded(device: torch.device) -> Teacher:
     assets = EmbeddedAssets(newest_version())
-    unet, abar = load_unet(assets.root)
+    unet = CompactUNet.from_teacher_folder(assets.root)
+    abar = _alphas_cumprod(unet)
     latents = assets.latents()
     splits = Splits(noised(latents["fit"], abar, N_FIT, 1), noised(latents["measure"], abar, N_MEASURED, 2), noised(latents["verify"], abar, N_MEASURED, 3))
     return Teacher(assets.manifest["version"], unet.to(device).eval(), _on(splits, device))
@@ -131,44 +129,11 @@ def _null_prompt(folder: Path, unet: CompactUNet, progress: Progress) -> Tensor:
     return states
 
 
+def _alphas_cumprod(unet: CompactUNet) -> Tensor:
+    """The schedule the teacher was trained with, `(T,)`."""
+    schedule: Tensor = DDPMScheduler.from_config(dict(unet.config.scheduler)).alphas_cumprod
+    return schedule
+
+
 def _on(splits: Splits, device: torch.device) -> Splits:
     return Splits(splits.fit.to(device), splits.measure.to(device), splits.verify.to(device))
-
-
-def load_unet(folder: Path) -> tuple[CompactUNet, Tensor]:
-    """The U-Net of a diffusers folder in float32, and its schedule's alphas_cumprod `(T,)`.
-
-    Raises:
-        InputError: a file is missing, or the network is of another architecture.
-    """
-    config = _json(folder, "unet/config.json")
-    scheduler = DDPMScheduler.from_config(_json(folder, "scheduler/scheduler_config.json"))
-    if not list((folder / "unet").glob("*.safetensors")):
-        raise InputError(f"teacher folder '{folder}' has no unet/*.safetensors; save the weights with safe_serialization=True")
-    name = config.get("_class_name")
-    try:
-        if name == "CompactUNet":
-            return CompactUNet.from_pretrained(folder / "unet", torch_dtype=torch.float32), scheduler.alphas_cumprod
-        if name != "UNet2DConditionModel":
-            raise InputError(f"teacher folder '{folder}': unet must be a UNet2DConditionModel, got {name}")
-        check_config(config)
-        unet, info = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"teacher folder '{folder}': unet cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    if info["missing_keys"] or info["unexpected_keys"]:
-        missing, unexpected = sorted(info["missing_keys"])[:3], sorted(info["unexpected_keys"])[:3]
-        raise InputError(f"teacher folder '{folder}': unet's weights do not fit its config: missing {missing}, unexpected {unexpected}")
-    read, written = unet.config.in_channels, unet.config.out_channels
-    if read != written:
-        raise InputError(f"teacher folder '{folder}': unet must write as many channels as it reads, got {read} and {written}")
-    return CompactUNet.of(unet, scheduler.config, input_skip=bool(config.get("input_skip", False))), scheduler.alphas_cumprod
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"teacher folder '{folder}' needs {name} as diffusers writes it: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"teacher folder '{folder}': {name} must hold a JSON object, got {type(content).__name__}")
-    return content

@@ -74,6 +74,10 @@ class NoiseConversion(nn.Module):
         known = DDPMScheduler.from_config(dict(scheduler))
         self.register_buffer("alphas_cumprod", known.alphas_cumprod.clone(), persistent=False)
 
+    def extra_repr(self) -> str:
+        """What tells two conversions apart; part of a teacher's key."""
+        return f"{self.prediction_type}, input_skip={self.input_skip}"
+
     @property
     def changes(self) -> bool:
         """Whether the noise prediction differs from the network's output."""

@@ -77,7 +77,7 @@ def test_drop_moves_the_block_aside_and_destroys_nothing(store: BlockStore) -> N
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "blocks").write_text("a file where the folder should be")
-    with pytest.raises(InputError, match="cannot write block to .* set NAS_HOME"):
+    with pytest.raises(InputError, match=r"cannot write block to .* set NAS_HOME"):
         BlockStore(tmp_path / "blocks").put(KEY, RECORD, WEIGHTS)
 
 

@@ -103,7 +103,7 @@ def test_the_score_is_the_expected_worth_of_the_saving_by_brute_force() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("bounded", [False, True])
-def test_the_coarse_pass_finds_the_best_of_a_space_that_it_screens_in_blocks(seed: int, bounded: bool) -> None:
+def test_the_coarse_pass_keeps_candidates_worth_nearly_as_much_as_the_best_of_the_space(seed: int, bounded: bool) -> None:
     problem = make_problem([4] * 8, seed, eps=(0.002, 0.005))
     trials = some_trials(problem, 15, seed)
     macs = problem.costs.by_choice["macs"]
@@ -116,8 +116,7 @@ def test_the_coarse_pass_finds_the_best_of_a_space_that_it_screens_in_blocks(see
     exact = score(goal, whole, costs[np.arange(8), whole].sum(1))
     if bounded:
         exact[macs[np.arange(8), whole].sum(1) > limits[0].limit] = -np.inf
-    best = {tuple(row) for row in whole[np.argsort(-exact)[:5]].tolist()}
-    assert len(best & {tuple(row) for row in x.tolist()}) == 5
+    assert score(goal, x, costs[np.arange(8), x].sum(1)).max() > exact.max() + math.log(0.7)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -176,6 +175,20 @@ def test_a_batch_is_distinct_unseen_and_starts_with_the_single_proposal() -> Non
     assert not {*later} & {*pending, *(t.candidate for t in trials)}
 
 
+def test_what_is_under_way_may_be_the_teacher() -> None:
+    problem = make_problem([4] * 5)
+    assert EpsGP(problem).propose(some_trials(problem), [problem.space.teacher, (1, 1, 0, 0, 0)])
+
+
+@pytest.mark.parametrize("enumerable", [10**6, 10])
+def test_nothing_dearer_than_the_incumbent_is_proposed_unless_the_search_stalls(enumerable: int) -> None:
+    problem = make_problem([3] * 5)
+    trials = run(problem, compounding(problem), STALL, enumerable=enumerable)
+    for n, trial in enumerate(trials):
+        best = incumbent(trials[:n], 0.003)
+        assert best is None or trial.costs["params"] < best.costs["params"]
+
+
 def test_a_batch_asks_for_more_than_there_is() -> None:
     problem = make_problem([2, 2], known=False)
     batch = EpsGP(problem, delta=0).propose([], n=10)
@@ -187,18 +200,17 @@ def test_a_space_of_one_candidate_ends_at_once(sizes: list[int]) -> None:
     assert EpsGP(make_problem(sizes)).propose([]) == []
 
 
-@pytest.mark.parametrize("measure", [lambda c: 1.0, lambda c: 0.0, lambda c: -0.5, lambda c: None, lambda c: 0.003], ids=["large", "zero", "negative", "failed", "eps"])
+@pytest.mark.parametrize("value", [1.0, 0.0, -0.5, None, 0.003])
 @pytest.mark.parametrize("sizes", [[2], [3, 1, 2], [2, 2, 3]])
-def test_degenerate_measurements_end_cleanly_without_repeats(measure: Measure, sizes: list[int]) -> None:
+def test_constant_and_failed_measurements_end_cleanly_without_repeats(value: float | None, sizes: list[int]) -> None:
     problem = make_problem(sizes, known=False)
-    trials = run(problem, measure, 30, delta=0)
+    trials = run(problem, lambda c: value, 30, delta=0)
     candidates = [t.candidate for t in trials]
     assert len(set(candidates)) == len(candidates) <= problem.space.n_candidates - 1
-    cheaper_left = [
-        c for c in itertools.product(*map(range, sizes))
-        if any(c) and c not in candidates and problem.cost([c])[0] < min([problem.cost([problem.space.teacher])[0], *(t.costs["params"] for t in trials if t.divergence is not None and t.divergence <= 0.003)])
-    ]  # fmt: skip
-    assert not cheaper_left
+    feasible = [t.costs["params"] for t in trials if t.divergence is not None and t.divergence <= 0.003]
+    best = min([float(problem.cost([problem.space.teacher])[0]), *feasible])
+    unseen = {*itertools.product(*map(range, sizes))} - {*candidates, problem.space.teacher}
+    assert not [c for c in unseen if problem.cost([c])[0] < best]
 
 
 def test_failed_trials_are_not_proposed_again_and_do_not_reach_the_model() -> None:
@@ -251,6 +263,17 @@ def test_dominated_choices_are_left_out_unless_asked_for_or_distrusted() -> None
     assert kept_choices(bounded, False, True)[0].tolist() == [0, 1, 2, 4]
     assert kept_choices(plain, False, False)[0].tolist() == [0, 1, 2, 4]
     assert kept_choices(plain, True, True)[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_dominated_choices_are_named_and_come_last() -> None:
+    costs = CostTable({"params": np.array([[10.0, 5, 6], [10.0, 5, 6]])})
+    errors = np.array([[0, 0.1, 0.5], [0, 0.1, 0.5]])
+    problem = Problem(SearchSpace.of_sizes("two", [3, 3]), costs, (0.1,), calibration_errors=errors)
+    optimizer = EpsGP(problem, delta=0)
+    assert optimizer.pruned([]) == {"s0": ["c2"], "s1": ["c2"]}
+    candidates = [t.candidate for t in run(problem, lambda c: 1.0, 20, delta=0)]
+    assert {*candidates[:3]} == {(0, 1), (1, 0), (1, 1)}
+    assert len(candidates) == 8
 
 
 def test_a_stalled_search_measures_an_untried_block_alone() -> None:

@@ -60,7 +60,7 @@ def test_unknown_library_names_the_nearest(graph: StageGraph) -> None:
 
 
 def test_table_sum_equals_a_count_of_the_whole_model_for_random_candidates(unet: UNet2DConditionModel, graph: StageGraph) -> None:
-    stages = tuple(replace(stage, choices=stage.choices[::2]) for stage in library(graph))
+    stages = tuple(replace(stage, choices=stage.choices[::3]) for stage in library(graph))
     blocks: dict[tuple[str, str], nn.Module] = {}
     recipes = {(stage.name, c.name): c.recipe for stage in stages for c in stage.choices if isinstance(c.recipe, StageRecipe)}
     for (stage, choice), recipe in recipes.items():

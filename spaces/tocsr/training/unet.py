@@ -1,0 +1,295 @@
+"""The embedded U-Net: its configuration, its noise schedule, and a resumable training loop.
+
+The network predicts v = sqrt(abar) eps - sqrt(1 - abar) x_0. Zero v is the per-pixel Wiener denoiser of unit-variance
+latents, eps = sqrt(1 - abar) x_t, and conv_out starts at zero, so training starts at that baseline (v loss 1).
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from nas.spaces.tocsr.training.codec import LinearCodec
+from nas.spaces.tocsr.training.pictures import Emoji
+from nas.spaces.tocsr.training.posters import draw_poster, tokens_of
+
+POOL = 6400  # posters drawn at a time
+QUARTERS = 4
+TEXT_DROP = 0.05
+LAST = 3  # the outermost up block
+TEXT_SCALE = 5.0  # cross-attention averages 16 words: at unit scale it adds 4 % to the hidden state and is not learned
+TEXT_RATE = 10.0  # the word vectors' share of the rate: each is met in few batches
+
+
+@dataclass(frozen=True, slots=True)
+class UNetSettings:
+    """What a probe varies; `save_config` of the network holds the rest."""
+
+    widths: tuple[int, ...] = (32, 56, 72, 80)
+    layers: int = 1
+    text_width: int = 48
+    text_levels: tuple[int, ...] = (3,)
+    heads: int = 4
+    batch: int = 16
+    steps: int = 5000
+    rate: float = 2e-3
+    warmup: int = 200
+    eps_weight: float = 0.0  # 0: plain v loss; 1: plain eps loss (v loss times abar)
+    skip_drop: float = 0.3  # chance that a sample loses the skips of up2 and up3 (half of these also up1's); starts at 1, see `drop_chance`
+    noisy: float = 0.3  # chance that t is drawn from the noisiest fifth, falling to 0 over `early`
+    early: int = 2000
+    begin: int = 0  # step at which `early` begins
+    decay: float = 0.3  # share of the steps over which the rate falls at the end
+    silent: tuple[int, ...] = (0,)  # up blocks that read no skip: the innermost level is a chain
+    inner_only: tuple[int, int] = (0, 0)  # steps between which conv_in, down0, down1, up3 and the last layers stand still
+    schedule: str = "scaled_linear"
+    seed: int = 0
+
+
+def make_unet(settings: UNetSettings) -> UNet2DConditionModel:
+    """A stock network with cross-attention in the middle and in `text_levels`, and a zero last convolution."""
+    torch.manual_seed(settings.seed)
+    down = ["CrossAttnDownBlock2D" if i in settings.text_levels else "DownBlock2D" for i in range(4)]
+    up = ["CrossAttnUpBlock2D" if i in settings.text_levels else "UpBlock2D" for i in (3, 2, 1, 0)]
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=16,
+        out_channels=16,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        block_out_channels=settings.widths,
+        layers_per_block=settings.layers,
+        cross_attention_dim=settings.text_width,
+        attention_head_dim=settings.heads,
+        norm_num_groups=8,
+    )
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    silence(unet, settings.silent)
+    return unet
+
+
+@torch.no_grad()
+def silence(unet: UNet2DConditionModel, silent: tuple[int, ...]) -> None:
+    """Sets to zero the weights by which the given up blocks read their skips; the last one goes on reading conv_in's."""
+    for level in silent:
+        resnets = unet.up_blocks[level].resnets
+        for resnet in list(resnets)[: 1 if level == LAST else None]:
+            hidden = unet.up_blocks[level - 1].resnets[-1].out_channels if level else unet.mid_block.resnets[-1].out_channels
+            own = hidden if resnet is resnets[0] else resnet.out_channels
+            resnet.conv1.weight[:, own:] = 0
+            resnet.conv_shortcut.weight[:, own:] = 0
+
+
+@torch.no_grad()
+def bound_highway(unet: UNet2DConditionModel, limit: float = 1.0) -> None:
+    """Clips the norm of every filter on the linear path (first convolution, shortcuts, resampling) to `limit`.
+
+    Norms make the loss blind to the scale of the hidden state, so it drifts up (to 1e7 in one probe) until residual
+    branches no longer matter and every stage is a linear map that a 1x1 projection imitates.
+    """
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d) and ("shortcut" in name or "samplers" in name or name == "conv_in"):
+            norm = module.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            module.weight *= (limit / norm.clamp(min=limit))
+
+
+def make_scheduler(settings: UNetSettings) -> DDPMScheduler:
+    """SD1.5's noise schedule, which spends half of uniform t at signal-to-noise ratios of 0.06 to 2."""
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule=settings.schedule, prediction_type="v_prediction", clip_sample=False)
+
+
+def draw_batch(emoji: list[Emoji], chosen: np.ndarray, codec: LinearCodec, ids: dict[str, int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Latents `(n, 16, 16, 16)` and tokens `(n, 16)` of one poster of each chosen emoji."""
+    posters = [draw_poster(emoji, int(i), rng) for i in chosen]
+    tokens = torch.from_numpy(np.stack([tokens_of(p.words, ids) for p in posters]))
+    images = torch.from_numpy(np.stack([p.pixels for p in posters])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.cat([codec.encode(part) for part in torch.split(images, 256)]), tokens
+
+
+def choose_emoji(emoji: list[Emoji], splits: dict[int, int], split: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices `(n,)`: families of a split uniformly (each once before any twice), then a member of each uniformly."""
+    members: dict[int, list[int]] = {}
+    for i, e in enumerate(emoji):
+        if splits[e.family] == split:
+            members.setdefault(e.family, []).append(i)
+    families = list(members)
+    rounds = [rng.permutation(len(families)) for _ in range(-(-n // len(families)))]
+    return np.asarray([rng.choice(members[families[k]]) for k in np.concatenate(rounds)[:n]])
+
+
+def v_error(unet: Callable[..., tuple[Tensor, ...]], text: Tensor, x0: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+    """Squared error of v, `(B, 16, 16, 16)`."""
+    a = abar[t].view(-1, 1, 1, 1)
+    noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    found: Tensor = unet(noisy, t, text, return_dict=False)[0]
+    return (found - (a.sqrt() * noise - (1 - a).sqrt() * x0)).square()
+
+
+@torch.no_grad()
+def evaluate(unet: Callable[..., tuple[Tensor, ...]], embedding: Tensor, latents: Tensor, tokens: Tensor, abar: Tensor) -> dict[str, list[float]]:
+    """Mean eps error by quarter of t, and the Wiener denoiser's, at 8 fixed timesteps a sample."""
+    generator = torch.Generator().manual_seed(1234)
+    n, repeats = len(latents), 8
+    t = torch.cat([torch.randint(k * 125, (k + 1) * 125, (n,), generator=generator) for k in range(repeats)])
+    found = []
+    for part in torch.split(torch.arange(n * repeats), 64):
+        x0, words = latents[part % n], embedding[tokens[part % n]]
+        noise = torch.randn(x0.shape, generator=generator)
+        error = v_error(unet, words, x0, t[part], noise, abar).mean((1, 2, 3)) * abar[t[part]]
+        wiener = v_error(_zero, words, x0, t[part], noise, abar).mean((1, 2, 3)) * abar[t[part]]
+        found.append(torch.stack([error, wiener]))
+    by_quarter = torch.cat(found, 1).view(2, QUARTERS, -1).mean(-1)
+    return {"eps_loss": by_quarter[0].tolist(), "wiener": by_quarter[1].tolist()}
+
+
+def _zero(sample: Tensor, t: Tensor, text: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+    del t, text, return_dict
+    return (torch.zeros_like(sample),)
+
+
+class Trainer:
+    """Everything a leg needs to go on exactly: network, text table, optimizer, averages, step."""
+
+    def __init__(self, settings: UNetSettings, emoji: list[Emoji], splits: dict[int, int], codec: LinearCodec, ids: dict[str, int]) -> None:
+        self.settings, self.emoji, self.splits, self.codec, self.ids = settings, emoji, splits, codec, ids
+        self.unet = make_unet(settings)
+        self.text = nn.Embedding(len(ids), settings.text_width, padding_idx=0)
+        self.abar: Tensor = make_scheduler(settings).alphas_cumprod
+        nn.init.normal_(self.text.weight, std=TEXT_SCALE)
+        with torch.no_grad():
+            self.text.weight[0] = 0
+        self.parameters = [*self.unet.parameters(), *self.text.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(self.unet.parameters()), "share": 1.0}, {"params": [self.text.weight], "share": TEXT_RATE}],
+            lr=settings.rate,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+        )
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.step = 0
+        outer = [self.unet.conv_in, *self.unet.down_blocks[:2], self.unet.up_blocks[3], self.unet.conv_norm_out, self.unet.conv_out, self.unet.time_embedding]
+        self._outer = [p for module in outer for p in module.parameters()]
+        self._kept: dict[int, Tensor] = {}
+        for level in (1, 2, 3):
+            self.unet.up_blocks[level].register_forward_pre_hook(partial(self._drop_skips, level), with_kwargs=True)
+
+    def _drop_skips(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        del module
+        if level in self._kept:
+            kwargs["res_hidden_states_tuple"] = tuple(s * self._kept[level] for s in kwargs["res_hidden_states_tuple"])
+        return args, kwargs
+
+    def pool(self, number: int) -> tuple[Tensor, Tensor]:
+        """Pool `number` of posters, a function of the seed."""
+        rng = np.random.default_rng((self.settings.seed, number))
+        return draw_batch(self.emoji, choose_emoji(self.emoji, self.splits, 0, POOL, rng), self.codec, self.ids, rng)
+
+    def rate(self) -> float:
+        """Warm-up, flat, and a linear descent over the last `decay` of the steps."""
+        s = self.settings
+        return s.rate * min(1.0, (self.step + 1) / s.warmup, max(0.02, (s.steps - self.step) / (s.decay * s.steps)))
+
+    def drop_chance(self) -> float:
+        """Inner levels first: 1 for a quarter of `early` after `begin`, falling to `skip_drop` at its end."""
+        s = self.settings
+        if self.step < s.begin or s.skip_drop == 0:
+            return s.skip_drop
+        opened = min(1.0, max(0.0, (self.step - s.begin - s.early / 4) / (0.75 * s.early)))
+        return 1 + (s.skip_drop - 1) * opened
+
+    def train_step(self, x0: Tensor, tokens: Tensor) -> float:
+        """One optimizer step; random numbers are a function of seed and step."""
+        s = self.settings
+        generator = torch.Generator().manual_seed(s.seed * 1_000_003 + self.step)
+        early = max(0.0, 1 - max(0, self.step - s.begin) / s.early)
+        t = torch.randint(0, 1000, (len(x0),), generator=generator)
+        t = torch.where(torch.rand(len(x0), generator=generator) < s.noisy * early, 800 + t // 5, t)
+        noise = torch.randn(x0.shape, generator=generator)
+        keep = torch.rand(len(x0), 1, generator=generator) >= TEXT_DROP
+        lot = torch.rand(len(x0), 1, 1, 1, generator=generator)
+        chance = self.drop_chance()
+        self._kept = {level: (lot >= chance * (0.5 if level == 1 else 1.0)).float() for level in (1, 2, 3)} if chance > 0 else {}
+        weight = self.abar[t] ** s.eps_weight
+        loss = (v_error(self.unet, self.text(tokens * keep), x0, t, noise, self.abar).mean((1, 2, 3)) * weight).mean()
+        self._kept = {}
+        for p in self._outer:
+            p.requires_grad_(not s.inner_only[0] <= self.step < s.inner_only[1])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate() * group["share"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        silence(self.unet, s.silent)
+        bound_highway(self.unet)
+        self.step += 1
+        decay = min(0.999, (1 + self.step) / (20 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Swaps the averaged weights in; called again it swaps them out."""
+        for p, a in zip(self.parameters, self.average, strict=True):
+            kept = p.detach().clone()
+            p.copy_(a)
+            a.copy_(kept)
+
+    def save(self, path: Path) -> None:
+        """Writes the state beside and moves it into place."""
+        state = {
+            "unet": self.unet.state_dict(),
+            "text": self.text.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "settings": asdict(self.settings),
+        }
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Goes on from `path`."""
+        state = torch.load(path, weights_only=True)
+        self.unet.load_state_dict(state["unet"])
+        self.text.load_state_dict(state["text"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step = state["average"], state["step"]
+
+    def run(self, folder: Path, val: tuple[Tensor, Tensor], every: int = 500, save_s: float = 120.0) -> None:
+        """Trains to `settings.steps`, saving every two minutes and logging the validation loss every `every` steps."""
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint, s = folder / "checkpoint.pt", self.settings
+        if checkpoint.exists():
+            self.load(checkpoint)
+        per_pool = POOL // s.batch
+        number, saved, started, mean = -1, time.monotonic(), time.monotonic(), 0.0
+        while self.step < s.steps:
+            if self.step // per_pool != number:
+                number = self.step // per_pool
+                latents, tokens = self.pool(number)
+            at = self.step % per_pool * s.batch
+            mean += 0.02 * (self.train_step(latents[at : at + s.batch], tokens[at : at + s.batch]) - mean)
+            if self.step % every == 0 or self.step == s.steps:
+                self.swap_average()
+                losses = evaluate(self.unet, self.text.weight.detach(), *val, self.abar)
+                self.swap_average()
+                row = [self.step, round(time.monotonic() - started), round(mean, 5), *(round(x, 5) for x in losses["eps_loss"] + losses["wiener"])]
+                with (folder / "curve.csv").open("a", newline="") as file:
+                    csv.writer(file).writerow(row)
+                print(row, flush=True)
+            if time.monotonic() - saved > save_s or self.step == s.steps:
+                self.save(checkpoint)
+                saved = time.monotonic()
