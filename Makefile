@@ -18,10 +18,10 @@ search: setup
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p nas
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not soak'
+	$(BIN)/python -m pytest -n auto -m 'not slow and not gpu and not soak'
 
 test-slow: setup
-	$(BIN)/python -m pytest -m 'slow and not gpu and not soak'
+	$(BIN)/python -m pytest -n auto -m 'slow and not gpu and not soak'
 
 clean:
 	rm -rf .venv build dist *.egg-info

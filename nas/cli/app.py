@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, models, runs, search, tocsr
+from nas.cli import arena, models, runs, search
 from nas.cli.console import complain
 from nas.errors import NasError
 
@@ -27,7 +27,6 @@ app.command("export")(runs.export)
 app.command("compare")(arena.compare)
 app.command("tabulate")(arena.tabulate)
 app.command("optimizers")(arena.optimizers)
-app.add_typer(tocsr.app, name="tocsr")
 
 
 def _version(wanted: bool) -> None:

@@ -54,7 +54,7 @@ def show_space(
         print_json(table)
     else:
         out.print(space_table(table))
-        out.print(f"{space.space.n_candidates:,} candidates")
+        print_size(table)
 
 
 def _show_full_size(name: str, scale: str, library: str, json: bool) -> None:
@@ -67,6 +67,16 @@ def _show_full_size(name: str, scale: str, library: str, json: bool) -> None:
         print_json(table)
     else:
         out.print(space_table(table))
+        print_size(table)
+
+
+def print_size(table: dict[str, Any]) -> None:
+    """How many candidates there are, what they reach, and how many lie near the paper's sizes where that was counted."""
+    out.print(f"{table['n_candidates']:,} candidates")
+    for metric, (least, most) in table.get("reach", {}).items():
+        out.print(f"{metric}: {amount(least)} to {amount(most)}")
+    if "near" in table:
+        out.print("within 1 M parameters of " + ", ".join(f"{size}: {count:,}" for size, count in table["near"].items()))
 
 
 def space_table(table: dict[str, Any]) -> Table:
