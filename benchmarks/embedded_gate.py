@@ -96,8 +96,7 @@ def load(name: str, random: bool) -> tuple[CompactUNet, Splits, Samples, Tensor]
     if random:
         torch.manual_seed(0)
         config = json.loads((assets.root / "unet/config.json").read_text(encoding="utf-8"))
-        scheduler = DDPMScheduler.from_pretrained(assets.root / "scheduler")
-        unet = CompactUNet.of(UNet2DConditionModel.from_config(config), scheduler.config)
+        unet = CompactUNet.of(UNet2DConditionModel.from_config(config), DDPMScheduler.from_pretrained(assets.root / "scheduler").config)
     latents = assets.latents()
     sets = [noised(latents[s], abar, n, seed) for s, n, seed in (("fit", N_FIT, 1), ("measure", N_MEASURED, 2), ("verify", N_MEASURED, 3))]
     return unet.eval().requires_grad_(False), Splits(*sets), noised(latents["verify"], abar, N_LOSS, 4), abar
@@ -195,6 +194,7 @@ def main() -> None:
     parser.add_argument("--version", default=None, help="asset version; default the newest")
     parser.add_argument("--trials", type=int, default=240, help="trials of the search over the eps grid")
     parser.add_argument("--teacher-only", action="store_true", help="leave out the randomly initialised teacher")
+    parser.add_argument("--record", action="store_true", help="write the number of active stages (projections, L >= 1e-4) into the manifest")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args()
@@ -212,6 +212,15 @@ def main() -> None:
         report["random" if random else "teacher"] = examine(name, random, asked.trials)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(report["random" if random else "teacher"], indent=1), flush=True)
+    if asked.record:
+        record_active(name, [Liveness(*row) for row in report["teacher"]["liveness"]["projection"]])
+
+
+def record_active(name: str, rows: Sequence[Liveness]) -> None:
+    """Writes what `nas search` prints of the teacher into its manifest."""
+    assets = EmbeddedAssets(name)
+    content = {**assets.manifest, "active_stages": alive(rows)["L >= 1e-4"]}
+    (assets.root / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

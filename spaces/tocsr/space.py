@@ -34,7 +34,7 @@ def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | No
         (folder / "architecture.txt").write_text(architecture_diff(model) + "\n", encoding="utf-8")
 
     graph = unet_graph(unet)
-    return NetworkSpace("tocsr_unet", graph, stages_of(graph, library), found.data, loss=denoising_loss, save=save)
+    return NetworkSpace("tocsr_unet", graph, stages_of(graph, library), found.data, loss=denoising_loss, save=save, notes=found.notes)
 
 
 def _architecture(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> dict[str, Any]:

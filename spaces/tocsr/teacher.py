@@ -21,11 +21,12 @@ N_FIT, N_MEASURED = 384, 128  # samples of the embedded teacher's sets
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained U-Net whose forward pass predicts noise, and samples to calibrate and measure on."""
+    """A trained U-Net whose forward pass predicts noise, samples to calibrate and measure on, and what a user should know of it."""
 
     name: str
     unet: CompactUNet
     data: Splits
+    notes: tuple[str, ...] = ()
 
 
 def load_teacher(name: str = EMBEDDED, data: str | None = None, device: str = "cpu", progress: Progress | None = None) -> Teacher:
@@ -72,7 +73,9 @@ def _embedded(device: torch.device) -> Teacher:
     abar = _alphas_cumprod(unet)
     latents = assets.latents()
     splits = Splits(noised(latents["fit"], abar, N_FIT, 1), noised(latents["measure"], abar, N_MEASURED, 2), noised(latents["verify"], abar, N_MEASURED, 3))
-    return Teacher(assets.manifest["version"], unet.to(device).eval(), _on(splits, device))
+    version, active = assets.manifest["version"], assets.manifest["active_stages"]
+    note = f"teacher: {version}, {active} of 9 stages active (docs/embedded_teacher.md)"
+    return Teacher(version, unet.to(device).eval(), _on(splits, device), (note,))
 
 
 def _folder(name: str) -> Path:

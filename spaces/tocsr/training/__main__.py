@@ -43,7 +43,8 @@ def main() -> None:
     rng = np.random.default_rng(11)
     trainer.run(asked.work / "unet", draw_batch(emoji, choose_emoji(emoji, splits, 1, 128, rng), codec, ids, rng))
     trainer.swap_average()
-    summary = {"settings": asdict(settings), "steps": trainer.step, "loss_curve": _curve(asked.work / "unet/curve.csv"), "autoencoder": figures}
+    summary: dict[str, Any] = {"active_stages": "?", "settings": asdict(settings), "steps": trainer.step, "autoencoder": figures}
+    summary["loss_curve"] = _curve(asked.work / "unet/curve.csv")
     write_assets(
         asked.assets,
         unet=trainer.unet,

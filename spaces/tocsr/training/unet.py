@@ -50,7 +50,7 @@ class UNetSettings:
     early: int = 2000
     begin: int = 0  # step at which `early` begins
     decay: float = 0.3  # share of the steps over which the rate falls at the end
-    silent: tuple[int, ...] = (0,)  # up blocks that read no skip: the innermost level is a chain
+    silent: tuple[int, ...] = (0, 1, 2, 3)  # up blocks that read no skip (up3: conv_in's only): the network is a chain
     inner_only: tuple[int, int] = (0, 0)  # steps between which conv_in, down0, down1, up3 and the last layers stand still
     schedule: str = "scaled_linear"
     seed: int = 0
@@ -101,7 +101,7 @@ def bound_highway(unet: UNet2DConditionModel, limit: float = 1.0) -> None:
     for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d) and ("shortcut" in name or "samplers" in name or name == "conv_in"):
             norm = module.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            module.weight *= (limit / norm.clamp(min=limit))
+            module.weight *= limit / norm.clamp(min=limit)
 
 
 def make_scheduler(settings: UNetSettings) -> DDPMScheduler:
