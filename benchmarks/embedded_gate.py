@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from nas.blocks.features import StageFeatures, collect_features
 from nas.data import Samples, Splits
 from nas.graph import StageGraph
+from nas.job import search
 from nas.progress import Quiet
-from nas.search import search
 from nas.space import Candidate
 from nas.spaces.network import NetworkSpace
 from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version

@@ -127,6 +127,11 @@ class DivergenceEvaluator:
         """Samples of a full measurement."""
         return len(self.samples)
 
+    @property
+    def teacher_variance(self) -> float:
+        """Variance of the teacher's output over samples and elements: what a mean squared divergence is relative to."""
+        return float(self.outputs((0,) * len(self._blocks)).float().var())
+
     def modules(self, candidate: Candidate) -> list[nn.Module]:
         """The module at each step of the graph: assembly by reference, nothing is copied (Eq. 9)."""
         modules = [step.module for step in self._graph.steps]

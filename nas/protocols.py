@@ -70,7 +70,8 @@ class Evaluator(Protocol):
 class Task:
     """A space made ready to be searched: calibrated, counted, measurable.
 
-    `verifier` measures on held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
+    `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative. `verifier` measures on
+    held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print.
     """
 
@@ -78,6 +79,7 @@ class Task:
     costs: CostTable
     evaluator: Evaluator
     calibration_errors: Floats | None = None
+    scale: float | None = None
     verifier: Evaluator | None = None
     heldout_loss: Callable[[Candidate], float] | None = None
     export: Callable[[Candidate, Path], None] | None = None

@@ -103,12 +103,14 @@ class NetworkSpace:
         calibrator = self.calibrator()
         check_recipes(self.graph, calibrator.missing(self.stages), self.example)
         assembly = Assembly(self, calibrator.run(self.stages, progress))
+        evaluator = assembly.evaluator(self.data.measure)
         costs = count_costs(self.graph, assembly.stages, assembly.modules, self.example)
         return Task(
             SearchSpace(self.name, assembly.stages),
             costs,
-            assembly.evaluator(self.data.measure),
+            evaluator,
             calibration_errors(assembly.stages, assembly.blocks),
+            scale=evaluator.teacher_variance,
             verifier=assembly.verifier,
             heldout_loss=assembly.heldout_loss if self.loss else None,
             export=assembly.export if self.save else None,

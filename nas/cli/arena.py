@@ -45,9 +45,9 @@ def compare(
     options.set_threads(1)
     from nas.compare import compare as run_compare
     from nas.compare import render
+    from nas.job import default_objective
     from nas.problem import Bound
     from nas.regret_plot import plot as draw
-    from nas.search import default_objective
 
     terminal = Terminal(quiet)
     task = resolve_space(space).prepare(terminal)

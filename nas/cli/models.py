@@ -41,9 +41,9 @@ def show_space(
     if scale is not None:
         _show_full_size(name, scale, library or "default", json)
         return
+    from nas.job import stage_table
     from nas.names import resolve_space
     from nas.problem import Problem
-    from nas.search import stage_table
 
     options.set_threads(None)
     space = resolve_space(name, **options.space_options(teacher, library, None, None))
@@ -104,9 +104,9 @@ def calibrate(
     quiet: options.Quiet = False,
 ) -> None:
     """Calibrate the surrogate blocks of a space that are not in the store yet, and list all with their errors."""
+    from nas.job import stage_table
     from nas.names import resolve_space
     from nas.problem import Problem
-    from nas.search import stage_table
 
     options.set_threads(threads)
     task = resolve_space(space, **options.space_options(teacher, library, data, device)).prepare(Terminal(quiet))
@@ -162,6 +162,7 @@ def _measure_one(task: Any, candidate: tuple[int, ...]) -> dict[str, Any]:
         "divergence": measured.divergence,
         "stderr": measured.stderr,
         "n_samples": measured.n_samples,
+        "relative_divergence": None if task.scale is None or measured.divergence is None else measured.divergence / task.scale,
         "heldout_divergence": heldout.divergence if heldout else None,
         "heldout_loss": task.heldout_loss(candidate) if task.heldout_loss else None,
         "teacher_heldout_loss": task.heldout_loss(task.space.teacher) if task.heldout_loss else None,

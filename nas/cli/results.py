@@ -36,17 +36,19 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
     """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
     metrics = list(summary["teacher"])
     title = f"{summary['space']}: teacher and winners"
-    table = Table("", *(_METRICS.get(m, m) for m in metrics), "smaller", "L", "held-out L", title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", "0")
+    table = Table("", *(_METRICS.get(m, m) for m in metrics), "smaller", "L", "of output variance", "held-out L", title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", "0", "0")
     for winner in summary["winners"]:
         label = f"eps {winner['eps']:g}" + ("" if winner["feasible"] else " (not feasible)")
         if not winner["candidate"]:
-            table.add_row(label, *("-" for _ in metrics), "-", "-", "-")
+            table.add_row(label, *("-" for _ in metrics), "-", "-", "-", "-")
             continue
         ratio = summary["teacher"][metrics[0]] / max(winner[metrics[0]], 1e-12)
         heldout = winner["heldout_divergence"]
         divergence = "-" if winner["divergence"] is None else f"{winner['divergence']:.3g} ± {winner['stderr']:.1g}"
-        table.add_row(label, *(amount(winner[m]) for m in metrics), f"{ratio:.2f}x", divergence, "-" if heldout is None else f"{heldout:.3g}")
+        relative = winner.get("relative_divergence")
+        share = "-" if relative is None else f"{100 * relative:.2g} %"
+        table.add_row(label, *(amount(winner[m]) for m in metrics), f"{ratio:.2f}x", divergence, share, "-" if heldout is None else f"{heldout:.3g}")
     return table
 
 

@@ -43,8 +43,8 @@ def search(
 
     The same command goes on with a run that was stopped, or prints the result of one that is done.
     """
-    from nas.search import SearchOptions
-    from nas.search import search as run_search
+    from nas.job import SearchOptions
+    from nas.job import search as run_search
 
     if not eps:
         raise InputError("give at least one --eps, such as --eps 0.005")

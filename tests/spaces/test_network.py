@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nas.search
+import nas
 from nas.blocks import calibration
 from nas.blocks.calibration import CalibrationSettings
 from nas.data import Samples, Splits
@@ -44,6 +44,8 @@ def test_prepare_makes_a_task_that_is_calibrated_counted_and_measurable(network:
     assert teacher.divergence == 0.0
     assert tiny.divergence is not None
     assert tiny.divergence > 0
+    with torch.no_grad():
+        assert task.scale == pytest.approx(float(network.graph.run(network.data.measure.inputs).var()), rel=1e-5)
     assert task.verifier is not None
     assert task.verifier.measure([(2, 2, 2)])[0].divergence != tiny.divergence
     assert task.heldout_loss is not None
@@ -79,13 +81,13 @@ def test_the_fingerprint_follows_teacher_library_and_data(network: NetworkSpace,
 
 
 def test_a_search_saves_the_winner_and_the_same_call_goes_on_with_it(network: NetworkSpace, tmp_path: Path) -> None:
-    result = nas.search.search(network, 0.05, workdir=tmp_path / "runs", trials=26, optimizer="random")
+    result = nas.search(network, 0.05, workdir=tmp_path / "runs", trials=26, optimizer="random")
     winner = result.winners[0]
     assert winner.feasible
     assert winner.trial is not None
     chosen = json.loads((tmp_path / "runs" / Path(result.paths[0.05]).parent.name / "winner" / "chosen.json").read_text())
     assert {**dict.fromkeys("abc", "teacher"), **chosen} == result.study.problem.space.decode(winner.trial.candidate)
-    again = nas.search.search(network, 0.05, workdir=tmp_path / "runs", trials=26, optimizer="random")
+    again = nas.search(network, 0.05, workdir=tmp_path / "runs", trials=26, optimizer="random")
     assert again.study.trials == result.study.trials
 
 
@@ -113,4 +115,4 @@ def test_a_recipe_that_breaks_the_contract_is_named_before_anything_is_calibrate
 
 def test_a_cost_that_is_unknown_to_a_table_is_refused_by_name(network: NetworkSpace) -> None:
     with pytest.raises(InputError, match="unknown metric 'flops'"):
-        nas.search.search(network, 0.05, workdir=None, minimize="flops")
+        nas.search(network, 0.05, workdir=None, minimize="flops")

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
-import nas.search
+import nas
 from nas.blocks.calibration import CalibrationSettings
 from nas.errors import DamagedFile, InputError
 from nas.progress import Quiet
@@ -54,7 +54,7 @@ def test_a_search_on_a_teacher_folder_saves_a_winner_that_one_line_loads(folder:
     space = tocsr_unet(str(folder), data=str(pictures))
     stages = tuple(replace(stage, choices=stage.choices[:2]) for stage in space.stages)
     space = replace(space, home=home, stages=stages, calibration=CalibrationSettings(max_steps=10, check_every=10))
-    result = nas.search.search(space, 1e9, workdir=tmp_path / "runs", trials=3, optimizer="random")
+    result = nas.search(space, 1e9, workdir=tmp_path / "runs", trials=3, optimizer="random")
     winner = result.winners[0]
     assert winner.trial is not None
     model = CompactUNet.from_pretrained(result.paths[1e9]).eval()

@@ -61,6 +61,7 @@ class SearchResult:
     seconds: dict[str, float]
     paths: dict[float, str] = field(default_factory=dict)
     statements: tuple[str, ...] = ()
+    scale: float | None = None
 
     @property
     def table(self) -> dict[str, Any]:
@@ -92,6 +93,7 @@ class SearchResult:
             "divergence": trial.divergence if trial else None,
             "stderr": trial.stderr if trial else None,
             "n_samples": trial.n_samples if trial else 0,
+            "relative_divergence": trial.divergence / self.scale if trial and trial.divergence is not None and self.scale else None,
             "heldout_divergence": winner.heldout.divergence if winner.heldout and winner.feasible else None,
             "path": self.paths.get(winner.eps),
             "rejected": [
@@ -221,7 +223,7 @@ def _search(
     }
     record.set_fact("seconds", seconds)
     statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
-    result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements)
+    result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements, task.scale)
     record.set_fact("result", result.to_json())
     return result
 
