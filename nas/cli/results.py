@@ -36,7 +36,8 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
     """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
     metrics = list(summary["teacher"])
     title = f"{summary['space']}: teacher and winners"
-    table = Table("", *(_METRICS.get(m, m) for m in metrics), "smaller", "L", "of output variance", "held-out L", title=title, title_justify="left", box=SIMPLE_HEAD)
+    columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", "of output variance", "held-out L")
+    table = Table("", *columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", "0", "0")
     for winner in summary["winners"]:
         label = f"eps {winner['eps']:g}" + ("" if winner["feasible"] else " (not feasible)")
