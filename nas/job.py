@@ -24,7 +24,7 @@ class SearchOptions:
     """What a search is asked to do; all of it decides the result and is written to `run.toml`, `trials` apart.
 
     `where` are bounds such as `"macs<=75%"`. `trials` is the total over all eps. `delta` is the probability of a better candidate
-    below which the optimizer stops; None is its default.
+    below which the optimizer stops; None is its default. `keep_dominated` treats choices that another one dominates like the rest.
     """
 
     eps: tuple[float, ...]
@@ -34,6 +34,7 @@ class SearchOptions:
     minimize: str | None = None
     where: tuple[str, ...] = ()
     delta: float | None = None
+    keep_dominated: bool = False
 
     def __post_init__(self) -> None:
         if not self.eps:
@@ -159,6 +160,7 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -
             "minimize": asked.minimize,
             "where": list(asked.where),
             "delta": asked.delta,
+            "keep_dominated": asked.keep_dominated,
         },
         "fingerprints": dict(source.fingerprint()),
         "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
@@ -207,7 +209,10 @@ def _search(
     problem = make_problem(task, asked)
     record = run.record() if run else Record()
     record.set_fact("table", stage_table(problem))
-    optimizer = resolve_optimizer(asked.optimizer, problem, asked.seed, delta=asked.delta)
+    optimizer = resolve_optimizer(asked.optimizer, problem, asked.seed, delta=asked.delta, keep_dominated=asked.keep_dominated)
+    dominated = optimizer.pruned(record.trials()) if isinstance(optimizer, StatesWhatIsLeft) else {}
+    if dominated:
+        report.note("left for last (dearer and worse than another block): " + "; ".join(f"{s}: {', '.join(c)}" for s, c in dominated.items()))
     study = Study(problem, optimizer, task.evaluator, record, verifier=task.verifier)
     if on_trial is not None:
         on_trial(study)

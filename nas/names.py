@@ -82,10 +82,12 @@ def optimizer_factory(text: str) -> "OptimizerFactory":
     return cast("OptimizerFactory", functools.partial(cast(Callable[..., Any], factory), **{options[0]: argument}))
 
 
-def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: float | None = None) -> "Optimizer":
-    """The optimizer that a name gives for a problem; `delta` goes to those that stop by it."""
+def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: float | None = None, keep_dominated: bool = False) -> "Optimizer":
+    """The optimizer that a name gives for a problem; options go to those that know them."""
     factory = optimizer_factory(text)
-    options = {"delta": delta} if delta is not None and "delta" in inspect.signature(factory).parameters else {}
+    known = inspect.signature(factory).parameters
+    asked = {"delta": delta, "keep_dominated": keep_dominated or None}
+    options = {name: value for name, value in asked.items() if value is not None and name in known}
     made: Optimizer = cast(Callable[..., Any], factory)(problem, seed, **options)
     return made
 

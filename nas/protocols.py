@@ -1,38 +1,16 @@
-"""What others implement: recipes, spaces, optimizers, evaluators."""
+"""What others implement: spaces, optimizers, evaluators (and recipes, in `nas.space`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from nas.problem import CostTable, Floats, Problem
 from nas.space import Candidate, SearchSpace
 from nas.trial import Measurement, Trial
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from nas.progress import Progress
-
-
-@runtime_checkable
-class Recipe(Protocol):
-    """How a surrogate block is made from the teacher's block of a stage."""
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """All that decides what `build` makes, as JSON values; part of the block's key and of exported architectures."""
-        ...
-
-    def build(self, teacher: "nn.Module") -> "nn.Module":
-        """A module with the teacher block's signature, starting from its weights where shapes allow, on the same device (meta included).
-
-        Never changes the teacher. Random parts use torch's global generator, which the caller seeds.
-
-        Raises:
-            DoesNotFit: the recipe cannot be applied to this block.
-        """
-        ...
 
 
 class Optimizer(Protocol):
@@ -45,7 +23,11 @@ class Optimizer(Protocol):
 
 @runtime_checkable
 class StatesWhatIsLeft(Protocol):
-    """An optimizer that can say how likely it is that something better was left."""
+    """An optimizer that can say how likely it is that something better was left, and which choices it leaves for last."""
+
+    def pruned(self, trials: Sequence[Trial]) -> Mapping[str, Sequence[str]]:
+        """Stage -> choices that another choice of the stage dominates."""
+        ...
 
     def statement(self, trials: Sequence[Trial]) -> Mapping[float, object]:
         """A statement for each eps, whose text is for people."""

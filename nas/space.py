@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from nas.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from nas.protocols import Recipe
+    from torch import nn
 
 Candidate = tuple[int, ...]
 """One choice index a stage, in stage order; all zeros is the teacher."""
@@ -22,12 +22,32 @@ Rule = Callable[[Candidate], bool]
 TEACHER = "teacher"
 
 
+@runtime_checkable
+class Recipe(Protocol):
+    """How a surrogate block is made from the teacher's block of a stage."""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All that decides what `build` makes, as JSON values; part of the block's key and of exported architectures."""
+        ...
+
+    def build(self, teacher: "nn.Module") -> "nn.Module":
+        """A module with the teacher block's signature, starting from its weights where shapes allow, on the same device (meta included).
+
+        Never changes the teacher. Random parts use torch's global generator, which the caller seeds.
+
+        Raises:
+            DoesNotFit: the recipe cannot be applied to this block.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One way to fill a stage: the teacher's block (`recipe` None) or a surrogate block made by a recipe."""
 
     name: str
-    recipe: "Recipe | None" = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True)

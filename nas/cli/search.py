@@ -30,6 +30,7 @@ def search(
     minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise, such as params or macs.")] = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="Bound on a known cost, such as 'macs<=75%'; several allowed.")] = None,
     delta: Annotated[float | None, typer.Option("--delta", help="Stop when a better candidate is less probable than this.")] = None,
+    keep_dominated: Annotated[bool, typer.Option("--keep-dominated", help="Search blocks too that a cheaper and better one dominates.")] = False,
     workdir: Annotated[Path, typer.Option("--workdir", help="Where run directories are kept.")] = Path("runs"),
     name: Annotated[str | None, typer.Option("--name", help="Name of the run directory.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start afresh; an existing run of that name is moved aside.")] = False,
@@ -58,7 +59,7 @@ def search(
         result = run_search(
             space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new,
             progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,
-            where=tuple(where or ()), delta=delta,
+            where=tuple(where or ()), delta=delta, keep_dominated=keep_dominated,
         )  # fmt: skip
     summary = result.to_json()
     if json:

@@ -16,7 +16,7 @@ from typer.main import get_command
 from nas.cli.app import app, main
 
 OPTIONS = {
-    "search": "config data delta device eps json library minimize name new optimizer quiet seed space teacher threads trials where workdir",
+    "search": "config data delta device eps json keep-dominated library minimize name new optimizer quiet seed space teacher threads trials where workdir",
     "measure": "candidate data device json library quiet space teacher threads",
     "calibrate": "data device json library quiet space teacher threads",
     "show": "json run",
@@ -137,6 +137,18 @@ def test_a_bound_on_a_known_cost_holds_and_an_impossible_one_is_refused(table: P
     done = nas("search", "--space", f"table:{table}", "--eps", "0.5", "--where", "params<=1%", "--workdir", str(table.parent))
     assert done.returncode == 2
     assert "the least params of any candidate is 23" in done.stderr
+
+
+def test_dominated_choices_are_named_and_kept_on_request(tmp_path: Path) -> None:
+    errors = np.array([[0, 0.1, 0.5]] * 2)
+    divergence = np.array([errors[0, i] + errors[1, j] for i in range(3) for j in range(3)]) / 100
+    path = tmp_path / "dominated.npz"
+    np.savez(path, sizes=np.array([3, 3]), divergence=divergence, cost_params=np.array([[10.0, 5, 6]] * 2), calibration_error=errors)
+    command = ("search", "--space", f"table:{path}", "--eps", "0.0015", "--workdir", str(tmp_path))
+    done = nas(*command)
+    assert done.returncode == 0
+    assert "left for last (dearer and worse than another block): s0: c2; s1: c2" in done.stderr
+    assert "left for last" not in nas(*command, "--keep-dominated").stderr
 
 
 def test_a_configuration_file_stands_under_the_command_line(table: Path) -> None:
