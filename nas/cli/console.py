@@ -60,28 +60,23 @@ class SearchView:
     def __init__(self, n_trials: int, quiet: bool = False) -> None:
         self._n_trials = n_trials
         self._quiet = quiet
+        self._live = Live(console=err, transient=True, refresh_per_second=4)
         self._bars = Bars(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=err)
-        self._task = self._bars.add_task("trials", total=n_trials)
-        self._live = Live(console=err, transient=True, refresh_per_second=4) if err.is_terminal and not quiet else None
         self._best: dict[float, int] = {}
 
     def __enter__(self) -> "SearchView":
-        if self._live is not None:
-            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._live.stop()
 
     def update(self, study: "Study") -> None:
         """Shows the study as it stands."""
         if self._quiet:
             return
         trials = study.trials
-        if self._live is not None:
-            self._bars.update(self._task, completed=len(trials))
-            self._live.update(Group(incumbents(study), self._bars))
+        if err.is_terminal:
+            self._draw(study, len(trials))
             return
         for eps in study.problem.eps:
             best = study.incumbent(eps, trials)
@@ -89,6 +84,14 @@ class SearchView:
                 self._best[eps] = best.number
                 costs = ", ".join(f"{name} {amount(value)}" for name, value in best.costs.items())
                 err.print(f"trial {len(trials)}/{self._n_trials}: eps {eps:g}: {costs}, L {best.divergence:.3g} ± {best.stderr:.1g}", markup=False)
+
+    def _draw(self, study: "Study", n_trials: int) -> None:
+        """The live view; it starts with the first trial, since calibration before it has bars of its own."""
+        if not self._bars.tasks:
+            self._bars.add_task("trials", total=self._n_trials, completed=n_trials)
+            self._live.start()
+        self._bars.update(self._bars.tasks[0].id, completed=n_trials)
+        self._live.update(Group(incumbents(study), self._bars))
 
 
 def incumbents(study: "Study") -> Table:
