@@ -12,10 +12,11 @@ from typing import Any
 
 from nas.errors import InputError
 from nas.names import resolve_optimizer, resolve_space
-from nas.problem import Bound, CostTable, Problem
+from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
+from nas.space import SearchSpace
 from nas.study import Stopped, Study, Winner
 
 
@@ -138,6 +139,8 @@ def search(
     source = resolve_space(space, **chosen) if isinstance(space, str) else space
     origin = {"name": space, **chosen} if isinstance(space, str) else {"name": source.space.name}
     started = time.monotonic()
+    if asked.minimize or asked.where:  # wrong ones stop here, before anything is written or calibrated
+        make_problem(source.space, source.costs(), asked)
     if workdir is None:
         return _search(source, asked, None, report, on_trial, started)
     config = run_config(source, asked, origin)
@@ -174,11 +177,10 @@ def run_name(config: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def make_problem(task: Task, asked: SearchOptions) -> Problem:
-    """The problem that a prepared space and the options state."""
-    objective = default_objective(task.costs, asked.minimize)
-    bounds = tuple(Bound.parse(text, task.costs) for text in asked.where)
-    return Problem(task.space, task.costs, asked.eps, objective, bounds, task.calibration_errors)
+def make_problem(space: SearchSpace, costs: CostTable, asked: SearchOptions, calibration_errors: Floats | None = None) -> Problem:
+    """The problem that a space and the options state; an unknown metric or a bound that nothing satisfies is an error."""
+    bounds = tuple(Bound.parse(text, costs) for text in asked.where)
+    return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors)
 
 
 def default_objective(costs: CostTable, asked: str | None = None) -> str:
@@ -206,7 +208,7 @@ def _search(
     calibrated = time.monotonic()
     for note in task.notes:
         report.note(note)
-    problem = make_problem(task, asked)
+    problem = make_problem(task.space, task.costs, asked, task.calibration_errors)
     record = run.record() if run else Record()
     record.set_fact("table", stage_table(problem))
     optimizer = resolve_optimizer(asked.optimizer, problem, asked.seed, delta=asked.delta, keep_dominated=asked.keep_dominated)
