@@ -1,6 +1,6 @@
 """A block library of one's own: a small residual network on two spirals, with two kinds of surrogate block.
 
-nas search --space examples/own_library.py:make_space --eps 0.01
+nas search --space examples/own_library.py:make_space --eps 0.5
 nas spaces show examples/own_library.py:make_space
 """
 

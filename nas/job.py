@@ -144,10 +144,11 @@ def search(
     if workdir is None:
         return _search(source, asked, None, report, on_trial, started)
     config = run_config(source, asked, origin)
-    run = RunDirectory(Path(workdir) / (name or run_name(config)))
+    run = RunDirectory(Path(workdir) / (name or run_name(source.space.name, config)))
     if new:
         run.reset()
     run.create(config)
+    run.record()
     with run.lock():
         return _search(source, asked, run, report, on_trial, started)
 
@@ -170,10 +171,10 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -
     }
 
 
-def run_name(config: Mapping[str, Mapping[str, Any]]) -> str:
-    """`SPACE-HASH` of everything that decides the result."""
+def run_name(name: str, config: Mapping[str, Mapping[str, Any]]) -> str:
+    """`SPACE-HASH`: the space's name and a hash of everything that decides the result."""
     content = json.dumps([config["space"], config["search"], config["fingerprints"]], sort_keys=True)
-    stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(config["space"]["name"]))
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
     return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 

@@ -46,12 +46,20 @@ class Terminal:
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         """The items, behind a bar with count and ETA."""
         if self._quiet or not err.is_terminal:
-            self.note(f"{what}: {len(items)}")
-            yield from items
+            yield from self._plain(items, what)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         with Bars(*columns, console=err) as bars:
             yield from bars.track(items, description=what)
+
+
+    def _plain(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items, with a line at the start and at every quarter."""
+        quarters = {len(items) * k // 4 for k in range(4)}
+        for number, item in enumerate(items):
+            if number in quarters:
+                self.note(f"{what}: {number}/{len(items)}")
+            yield item
 
 
 class SearchView:

@@ -10,6 +10,13 @@ from nas.cli.console import amount, out
 
 _METRICS = {"params": "parameters", "macs": "MACs", "macs_with_attention": "+ attention"}
 
+_STOPPED = {
+    "trials": "stopped: all trials are used up",
+    "proof": "stopped: nothing better is likely to be left",
+    "exhausted": "stopped: every candidate is measured",
+    "interrupted": "not finished",
+}
+
 
 def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
     """The winners' table, then each winner's stages, then what the search cost."""
@@ -20,8 +27,9 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
             out.print(stages_table(winner, table, next(iter(summary["teacher"]))))
     seconds = summary["seconds"]
     out.print(
-        f"\n{summary['n_trials']} trials, {summary['n_measured']} measured here; stopped: {summary['stopped']}; "
-        f"calibrate {seconds['calibrate']:.0f} s, measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
+        f"\n{summary['n_trials']} trials, {summary['n_measured']} measurements that no cache served (verification included); {_STOPPED[summary['stopped']]}\n"
+        f"time so far: calibrate {seconds['calibrate']:.0f} s, "
+        f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
     for statement in summary.get("statements", ()):
         out.print(statement)

@@ -76,10 +76,14 @@ def export(
     directory = RunDirectory.open(run)
     if to.exists():
         raise InputError(f"'{to}' exists already; give a folder that does not")
-    if candidate is not None:
-        _export_candidate(directory, candidate, to)
-    else:
-        shutil.copytree(_winner_folder(directory, eps), to)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if candidate is not None:
+            _export_candidate(directory, candidate, to)
+        else:
+            shutil.copytree(_winner_folder(directory, eps), to)
+    except OSError as error:
+        raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
     out.print(f"saved in {to}", soft_wrap=True)
 
 

@@ -67,7 +67,8 @@ def search(
     else:
         print_result(summary, result.table)
     if not any(winner["feasible"] for winner in summary["winners"]):
-        err.print("nothing feasible: no measured candidate is within eps; the least divergent one is shown. Try more --trials or a larger --eps.")
+        advice = "try more --trials or a larger --eps" if summary["stopped"] == "trials" else "none is likely to be: keep the teacher, or raise --eps"
+        err.print(f"nothing feasible: no measured candidate is within eps, the least divergent one is shown; {advice}")
         raise typer.Exit(3)
 
 

@@ -14,6 +14,7 @@ import pytest
 from typer.main import get_command
 
 from nas.cli.app import app, main
+from nas.record import Record, RunDirectory
 
 OPTIONS = {
     "search": "config data delta device eps json keep-dominated library minimize name new optimizer quiet seed space teacher threads trials where workdir",
@@ -163,13 +164,35 @@ def test_a_configuration_file_stands_under_the_command_line(table: Path) -> None
 
 
 def test_a_second_search_on_a_run_in_use_is_refused(table: Path) -> None:
-    from nas.record import RunDirectory
-
     result = search_table(table, "--eps", "0.003")
     with RunDirectory(Path(result["run"])).lock():
         done = nas("search", "--space", f"table:{table}", "--eps", "0.003", "--workdir", str(table.parent / "runs"))
     assert done.returncode == 2
     assert "is in use by pid" in done.stderr
+
+
+def test_export_to_a_place_that_cannot_be_written_is_one_clear_line(table: Path) -> None:
+    run = Path(search_table(table, "--eps", "0.003")["run"])
+    (run / "winner").mkdir()
+    (table.parent / "file").write_text("")
+    with Record(run / "study.db") as record:
+        result = record.fact("result")
+        result["winners"][0]["path"] = "winner"
+        record.set_fact("result", result)
+    done = nas("export", str(run), "--to", str(table.parent / "file" / "x"))
+    assert done.returncode == 2
+    assert "cannot write to" in done.stderr
+    assert nas("export", str(run), "--to", str(table.parent / "made" / "x")).returncode == 0
+
+
+def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    run.record()
+    done = nas("show", str(run.path))
+    assert done.returncode == 0
+    assert "no trial yet" in done.stdout
+    assert json.loads(nas("show", str(run.path), "--json").stdout)["trials"] == []
 
 
 def test_a_closed_pipe_is_no_error(table: Path) -> None:
