@@ -56,7 +56,6 @@ def set_threads(threads: int | None) -> None:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = threads or usable
     os.environ.setdefault("OMP_NUM_THREADS", str(count))
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # threads that spin long while they wait collapse when a core is shared
     import torch
 
     torch.set_num_threads(count)
