@@ -164,10 +164,13 @@ class DivergenceEvaluator:
             if self._cache is not None and len(value) > had and np.isfinite(value).all():
                 self._cache.put(key, value)
         seconds = (time.monotonic() - started) / max(1, sum(len(v) > had for v, had in zip(values, known, strict=True)))
-        return [
-            self._measurement(v[: n or len(v)], 0.0 if len(v) == had else seconds, len(v) == had)
-            for v, n, had in zip(values, used, known, strict=True)
-        ]
+        return [self._measurement(v[: n or len(v)], 0.0 if len(v) == had else seconds, len(v) == had) for v, n, had in zip(values, used, known, strict=True)]
+
+    def known(self, candidate: Candidate, eps: Sequence[float] = ()) -> Measurement | None:
+        """The measurement as the cache holds it; None if samples are left to run."""
+        values = self._cache.get(self._key(candidate)) if self._cache else np.empty(0)
+        used = self._decided(values, eps)
+        return None if used is None else self._measurement(values[:used], 0.0, True)
 
     def _measurement(self, values: Floats, seconds: float, cached: bool) -> Measurement:
         if not np.isfinite(values).all():

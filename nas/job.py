@@ -10,7 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nas.crew import Crew
 from nas.errors import InputError
+from nas.executor import Executor, calibrate_apart, measured_apart, prepare
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
@@ -113,6 +115,7 @@ def search(
     workdir: Path | str | None = "runs",
     name: str | None = None,
     new: bool = False,
+    workers: int | Crew = 1,
     progress: Progress | None = None,
     on_trial: Callable[[Study], None] | None = None,
     **options: Any,
@@ -126,6 +129,7 @@ def search(
         workdir: where the run directory goes; None keeps the record in memory and saves nothing.
         name: the run directory's name; by default made from the space and a hash of everything that decides the result.
         new: moves an existing run of that name aside and starts afresh; otherwise the run goes on.
+        workers: how many processes calibrate and measure, or who does in full; more than one need a space given by name.
         progress: where to report; silent by default.
         on_trial: called with the study before the first and after each trial.
         options: the other fields of `SearchOptions`.
@@ -141,19 +145,23 @@ def search(
     started = time.monotonic()
     if asked.minimize or asked.where:  # wrong ones stop here, before anything is written or calibrated
         make_problem(source.space, source.costs(), asked)
+    crew = workers if isinstance(workers, Crew) else Crew(workers)
+    if not crew.alone and not isinstance(space, str):
+        raise InputError("several workers need a space they can make themselves; give its name or path/to/file.py:function")
     if workdir is None:
-        return _search(source, asked, None, report, on_trial, started)
-    config = run_config(source, asked, origin)
+        with crew.open(str(space), chosen, source.fingerprint()) as executor:
+            return _search(source, asked, None, report, on_trial, started, executor)
+    config = run_config(source, asked, origin, crew.workers)
     run = RunDirectory(Path(workdir) / (name or run_name(source.space.name, config)))
     if new:
         run.reset()
     run.create(config)
     run.record()
-    with run.lock():
-        return _search(source, asked, run, report, on_trial, started)
+    with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:
+        return _search(source, asked, run, report, on_trial, started, executor)
 
 
-def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], workers: int = 1) -> dict[str, dict[str, Any]]:
     """What `run.toml` holds: the resolved configuration, the fingerprints of what the space is made of, and versions."""
     return {
         "space": dict(origin),
@@ -165,6 +173,7 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -
             "where": list(asked.where),
             "delta": asked.delta,
             "keep_dominated": asked.keep_dominated,
+            "workers": workers,
         },
         "fingerprints": dict(source.fingerprint()),
         "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
@@ -203,9 +212,16 @@ def stage_table(problem: Problem) -> dict[str, Any]:
 
 
 def _search(
-    source: Space, asked: SearchOptions, run: RunDirectory | None, report: Progress, on_trial: Callable[[Study], None] | None, started: float
+    source: Space,
+    asked: SearchOptions,
+    run: RunDirectory | None,
+    report: Progress,
+    on_trial: Callable[[Study], None] | None,
+    started: float,
+    executor: Executor | None = None,
 ) -> SearchResult:
-    task = source.prepare(report)
+    left_out = calibrate_apart(source, executor, report) if executor else {}
+    task = prepare(source, report, left_out)
     calibrated = time.monotonic()
     for note in task.notes:
         report.note(note)
@@ -216,7 +232,8 @@ def _search(
     dominated = optimizer.pruned(record.trials()) if isinstance(optimizer, StatesWhatIsLeft) else {}
     if dominated:
         report.note("left for last (dearer and worse than another block): " + "; ".join(f"{s}: {', '.join(c)}" for s, c in dominated.items()))
-    study = Study(problem, optimizer, task.evaluator, record, verifier=task.verifier)
+    evaluator, verifier = (task.evaluator, task.verifier) if executor is None else measured_apart(executor, task, left_out)
+    study = Study(problem, optimizer, evaluator, record, verifier=verifier)
     if on_trial is not None:
         on_trial(study)
     stopped = study.run(asked.trials, (lambda _: on_trial(study)) if on_trial is not None else None)

@@ -10,6 +10,8 @@ from nas.space import Candidate, SearchSpace
 from nas.trial import Measurement, Trial
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from nas.progress import Progress
 
 
@@ -45,6 +47,20 @@ class Evaluator(Protocol):
 
     def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Measurement]:
         """One measurement a candidate, in order; may stop early on a candidate once its verdict at every eps is clear."""
+        ...
+
+
+@runtime_checkable
+class MeasuresApart(Protocol):
+    """An evaluator whose measurements run elsewhere, `width` at a time."""
+
+    @property
+    def width(self) -> int:
+        """Measurements under way at a time."""
+        ...
+
+    def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
+        """The measurement of one candidate, to come."""
         ...
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
+from nas.blocks.features import FeatureBank
 from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
 from nas.errors import InputError
@@ -20,7 +21,7 @@ from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings,
 from nas.graph import StageGraph
 from nas.home import nas_home
 from nas.problem import CostTable
-from nas.progress import Progress
+from nas.progress import Progress, Quiet
 from nas.protocols import Task
 from nas.space import Candidate, Choice, SearchSpace, Stage
 
@@ -98,11 +99,26 @@ class NetworkSpace:
         }
         return count_costs(self.graph, self.stages, built, self.example)
 
-    def prepare(self, progress: Progress) -> Task:
-        """Checks and calibrates the blocks, counts costs, opens the evaluators."""
+    def missing_blocks(self) -> list[tuple[str, str]]:
+        """(stage, choice) of the blocks that the store lacks; stage by stage, so that features are collected once."""
+        missing = self.calibrator().missing(self.stages)
+        check_recipes(self.graph, missing, self.example)
+        return [(stage.name, choice.name) for stage, choice in missing]
+
+    def calibrate_block(self, stage: str, choice: str) -> None:
+        """Calibrates one block into the store; the teacher's features are kept for the next."""
+        found = next(s for s in self.stages if s.name == stage)
+        self.calibrator().calibrate(found, found.choices[found.index(choice)], self._features.get(stage, Quiet()))
+
+    @cached_property
+    def _features(self) -> FeatureBank:
+        return FeatureBank(self.graph, self.data.fit, [stage.name for stage in self.stages])
+
+    def prepare(self, progress: Progress, left_out: Mapping[tuple[str, str], str] | None = None) -> Task:
+        """Checks and calibrates the blocks, those `left_out` with a reason apart; counts costs, opens the evaluators."""
         calibrator = self.calibrator()
         check_recipes(self.graph, calibrator.missing(self.stages), self.example)
-        assembly = Assembly(self, calibrator.run(self.stages, progress))
+        assembly = Assembly(self, calibrator.run(self.stages, progress, left_out))
         evaluator = assembly.evaluator(self.data.measure)
         costs = count_costs(self.graph, assembly.stages, assembly.modules, self.example)
         return Task(
@@ -164,9 +180,7 @@ class Assembly:
         """Writes the candidate as a model into a folder, which appears only when it is whole."""
         if self._network.save is None:
             raise InputError(f"space '{self._network.name}' has no way to save a model")
-        chosen = {
-            stage.name: (stage.choices[k], self._module(stage, stage.choices[k])) for stage, k in zip(self.stages, candidate, strict=True) if k
-        }
+        chosen = {stage.name: (stage.choices[k], self._module(stage, stage.choices[k])) for stage, k in zip(self.stages, candidate, strict=True) if k}
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             self._network.save(chosen, draft)

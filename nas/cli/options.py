@@ -40,6 +40,8 @@ Library = Annotated[str | None, typer.Option("--library", help="Which library of
 Pictures = Annotated[Path | None, typer.Option("--data", help="Folder of pictures to calibrate and measure on, for a teacher that ships none.")]
 Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores by default.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that calibrate and measure side by side; threads are divided among them.")]
+TaskTimeout = Annotated[float, typer.Option("--timeout", help="Seconds after which the worker of a block or measurement counts as hung.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]

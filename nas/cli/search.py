@@ -36,6 +36,8 @@ def search(
     new: Annotated[bool, typer.Option("--new", help="Start afresh; an existing run of that name is moved aside.")] = False,
     device: options.Device = None,
     threads: options.Threads = None,
+    workers: options.Workers = 1,
+    timeout: options.TaskTimeout = 3600.0,
     json: options.Json = False,
     quiet: options.Quiet = False,
     _: options.Config = None,
@@ -44,6 +46,7 @@ def search(
 
     The same command goes on with a run that was stopped, or prints the result of one that is done.
     """
+    from nas.crew import Crew
     from nas.job import SearchOptions
     from nas.job import search as run_search
 
@@ -52,12 +55,13 @@ def search(
     SearchOptions(tuple(eps), optimizer, trials, seed, minimize, tuple(where or ()), delta)  # bad values stop here, before torch is loaded
     _check_writable(workdir)
     _check_optimizer(optimizer)
-    options.set_threads(threads)
+    crew = Crew(workers, timeout_s=timeout, threads=threads)
+    options.set_threads(threads if crew.alone else crew.threads_each)
     from nas.cli.results import print_result
 
     with SearchView(trials, quiet) as view, _interruptible():
         result = run_search(
-            space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new,
+            space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new, workers=crew,
             progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,
             where=tuple(where or ()), delta=delta, keep_dominated=keep_dominated,
         )  # fmt: skip

@@ -17,9 +17,10 @@ from nas.cli.app import app, main
 from nas.record import Record, RunDirectory
 
 OPTIONS = {
-    "search": "config data delta device eps json keep-dominated library minimize name new optimizer quiet seed space teacher threads trials where workdir",
+    "search": "config data delta device eps json keep-dominated library minimize name new optimizer quiet seed space teacher threads timeout trials where"
+    " workdir workers",
     "measure": "candidate data device json library quiet space teacher threads",
-    "calibrate": "data device json library quiet space teacher threads",
+    "calibrate": "data device json library quiet space teacher threads timeout workers",
     "show": "json run",
     "export": "candidate eps run to",
     "compare": "eps jobs json minimize optimizers plot quiet seeds space trials where",
