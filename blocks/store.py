@@ -50,7 +50,7 @@ class BlockStore:
         self.root = root
 
     def __contains__(self, key: str) -> bool:
-        return (self._folder(key) / "manifest.json").exists()
+        return (self.folder(key) / "manifest.json").exists()
 
     def keys(self) -> Iterator[str]:
         """All keys in the store, sorted."""
@@ -66,7 +66,7 @@ class BlockStore:
         """
         content = save_tensors({name: value.detach().cpu().contiguous() for name, value in weights.items()})
         manifest = {"version": _VERSION, "key": key, "sha256": hashlib.sha256(content).hexdigest(), **asdict(record)}
-        final = self._folder(key)
+        final = self.folder(key)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=final.parent))
@@ -98,7 +98,7 @@ class BlockStore:
         Raises:
             DamagedFile: the file is missing or its hash differs from the manifest's.
         """
-        path = self._folder(key) / "block.safetensors"
+        path = self.folder(key) / "block.safetensors"
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -109,16 +109,17 @@ class BlockStore:
 
     def drop(self, key: str) -> None:
         """Moves a damaged block aside (suffix `.damaged`), so that it is calibrated again and nothing is destroyed."""
-        folder = self._folder(key)
+        folder = self.folder(key)
         aside = folder.with_name(folder.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
 
-    def _folder(self, key: str) -> Path:
+    def folder(self, key: str) -> Path:
+        """Where a block is kept, or would be."""
         return self.root / key[:2] / key
 
     def _manifest(self, key: str) -> dict[str, Any]:
-        path = self._folder(key) / "manifest.json"
+        path = self.folder(key) / "manifest.json"
         try:
             if path.stat().st_size > _MANIFEST_LIMIT:
                 raise ValueError(f"larger than {_MANIFEST_LIMIT} bytes")

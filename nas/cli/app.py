@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, models, runs, search
+from nas.cli import arena, cache, models, runs, search
 from nas.cli.console import complain
 from nas.errors import NasError
 
@@ -22,6 +22,7 @@ app.command("search")(search.search)
 app.command("measure")(models.measure)
 app.command("calibrate")(models.calibrate)
 app.add_typer(models.spaces, name="spaces")
+app.add_typer(cache.cache, name="cache")
 app.command("show")(runs.show)
 app.command("export")(runs.export)
 app.command("compare")(arena.compare)
