@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nas.bounds import check_together
 from nas.crew import Crew
 from nas.errors import InputError
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
@@ -190,6 +191,7 @@ def run_name(name: str, config: Mapping[str, Mapping[str, Any]]) -> str:
 def make_problem(space: SearchSpace, costs: CostTable, asked: SearchOptions, calibration_errors: Floats | None = None) -> Problem:
     """The problem that a space and the options state; an unknown metric or a bound that nothing satisfies is an error."""
     bounds = tuple(Bound.parse(text, costs) for text in asked.where)
+    check_together(bounds, costs)
     return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors)
 
 
