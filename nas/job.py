@@ -148,7 +148,6 @@ def search(
     if new:
         run.reset()
     run.create(config)
-    run.record()
     with run.lock():
         return _search(source, asked, run, report, on_trial, started)
 
