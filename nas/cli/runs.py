@@ -9,7 +9,7 @@ import typer
 from nas.cli import options
 from nas.cli.console import out, print_json
 from nas.cli.results import print_result
-from nas.errors import InputError
+from nas.errors import DamagedFile, InputError
 from nas.record import Record, RunDirectory
 from nas.trial import Trial, incumbent, least_divergent
 
@@ -58,6 +58,8 @@ def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
 
 
 def _trial(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
+    if len(names) != len(trial.candidate) or any(not 0 <= k < len(choices) for (_, choices), k in zip(names, trial.candidate, strict=True)):
+        raise DamagedFile(f"trial {trial.number} of the record does not fit the run's table of stages; `nas doctor RUN` says more")
     return {
         "number": trial.number,
         "candidate": {stage: choices[k] for (stage, choices), k in zip(names, trial.candidate, strict=True)},

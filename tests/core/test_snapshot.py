@@ -13,6 +13,11 @@ from nas.trial import Trial
 
 CONFIG = {"space": {"name": "demo"}, "search": {"eps": [0.1]}}
 
+TABLE = {
+    "stages": [{"name": "a", "choices": [{"name": f"c{k}", "params": 1} for k in range(4)]}, {"name": "b", "choices": [{"name": "teacher", "params": 1}]}],
+    "fixed": {"params": 0},
+}
+
 
 def trial(number: int) -> Trial:
     return Trial(number, (number, 0), {"params": 3.0}, 0.25, 0.01, 128, 0.5)
@@ -22,6 +27,7 @@ def make_run(path: Path, n: int = 3) -> RunDirectory:
     run = RunDirectory(path)
     run.create(CONFIG)
     with run.record() as record:
+        record.set_fact("table", TABLE)
         for number in range(n):
             record.add(trial(number))
     return run
