@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nas.errors import DamagedFile, InputError, RunInUse, RunMismatch
+from nas.errors import DamagedFile, InputError, NasError, RunInUse, RunMismatch
 from nas.files import Form, check_form, parse_json, read_toml, write_whole
 from nas.snapshot import copy_database
 from nas.trial import Trial
@@ -30,6 +31,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, ch
 """
 
 _BUSY_S = 60.0  # how long a lock that somebody else holds on the file (a backup, say) is waited for
+_GIVE_UP = 200  # numbers in a row that cannot be read, after which the table is taken to end
 
 _NUMBER = int | float
 _TRIAL: Form = {
@@ -48,7 +50,7 @@ _RESULT: Form = {
 _CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}}
 _FACTS: dict[str, Form] = {
     "table": _TABLE, "result": _RESULT, "seconds": {str: _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict}, "saved": {str: [int]},
-    "blocks": {str: str},
+    "blocks": {str: str}, "config": {str: dict},
 }  # fmt: skip
 
 
@@ -110,17 +112,23 @@ class Record:
 
     def readable(self) -> tuple[list[Trial], list[str]]:
         """The trials that can be read, one by one, and a line for each that cannot."""
-        trials, lost = [], []
-        (last,) = self._read("SELECT max(number) FROM trials")[0]
-        for number in range((-1 if last is None else int(last)) + 1):
+        trials: list[Trial] = []
+        lost: dict[int, str] = {}
+        last = self._last()
+        for number in range(last + 1) if last is not None else itertools.count():
             try:
                 rows = self._read("SELECT * FROM trials WHERE number = ?", (number,))
                 if not rows:
-                    raise DamagedFile(f"trial {number} is missing")
+                    raise DamagedFile(f"record {self.path}: trial {number} is missing")
                 trials.append(self._trial(rows[0]))
-            except DamagedFile as error:
-                lost.append(str(error))
-        return trials, lost
+            except NasError as error:
+                lost[number] = str(error)
+            if last is None and number - (trials[-1].number if trials else -1) > _GIVE_UP:
+                break
+        if last is None:  # the end of the table cannot be read: how many trials it held is not known
+            end = trials[-1].number if trials else -1
+            lost = {number: line for number, line in lost.items() if number <= end + 1}
+        return trials, list(lost.values())
 
     def add(self, trial: Trial) -> None:
         """Appends a trial; it is on disk when this returns."""
@@ -160,6 +168,14 @@ class Record:
             return [str(line) for (line,) in self._db.execute("PRAGMA integrity_check(20)") if line != "ok"]
         except sqlite3.DatabaseError as error:
             return [str(error)]
+
+    def _last(self) -> int | None:
+        """The highest number, -1 without trials; None where it cannot be read."""
+        try:
+            (last,) = self._read("SELECT max(number) FROM trials")[0]
+        except NasError:
+            return None
+        return -1 if last is None else int(last)
 
     def _trial(self, row: tuple[Any, ...]) -> Trial:
         where = f"record {self.path}: trial {row[0]}"

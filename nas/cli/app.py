@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, models, runs, search
+from nas.cli import arena, doctor, models, runs, search
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -26,6 +26,7 @@ app.command("calibrate")(models.calibrate)
 app.add_typer(models.spaces, name="spaces")
 app.command("show")(runs.show)
 app.command("export")(runs.export)
+app.command("doctor")(doctor.doctor)
 app.command("compare")(arena.compare)
 app.command("tabulate")(arena.tabulate)
 app.command("optimizers")(arena.optimizers)

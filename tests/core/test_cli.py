@@ -21,6 +21,7 @@ OPTIONS = {
     "measure": "candidate data device json library quiet space teacher threads",
     "calibrate": "data device json library quiet space teacher threads",
     "show": "json run",
+    "doctor": "json repair run",
     "export": "candidate eps run to",
     "compare": "eps jobs json minimize optimizers plot quiet seeds space trials where",
     "tabulate": "data device library quiet space teacher threads to",
