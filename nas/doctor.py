@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nas.errors import DamagedFile, InputError, NasError
-from nas.files import MANIFEST, check_form, damage, read_json, write_whole
+from nas.files import MANIFEST, check_form, damage, inside, read_json, write_whole
 from nas.record import Record, RunDirectory, to_toml
 from nas.trial import Trial
 
@@ -46,9 +46,8 @@ def _examine(run: RunDirectory, blocks: Path, *, repair: bool) -> Iterator[Findi
     facts = _facts(run)
     yield _config(run, facts.get("config"), repair=repair)
     saved = facts.get("saved") or {}
-    for folder in sorted(
-        {*(run.path / name for name in saved), *(path for path in run.path.glob("winner*") if path.is_dir() and ".damaged-" not in path.name)}
-    ):
+    there = {path for path in run.path.glob("winner*") if path.is_dir() and ".damaged-" not in path.name}
+    for folder in sorted({*there, *(inside(run.path, name) for name in saved)}):
         yield _winner(folder, repair=repair)
     yield from _blocks(facts.get("blocks") or {}, blocks, repair=repair)
 
