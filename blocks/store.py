@@ -10,14 +10,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nas.errors import DamagedFile, InputError
+from nas.files import Form, read_json
 
 _MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is about 1 kB
 _VERSION = 1
+_NUMBER = int | float
+_MANIFEST: Form = {
+    "version": int, "key": str, "sha256": str, "stage": str, "choice": str, "spec": dict, "error": _NUMBER | None, "errors": {str: _NUMBER},
+    "steps": int, "seconds": _NUMBER, "reason": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,17 @@ class BlockStore:
         Raises:
             DamagedFile: the file is missing or its hash differs from the manifest's.
         """
+        try:
+            return dict(load_tensors(self.check(key)))
+        except SafetensorError as error:
+            raise DamagedFile(f"block {self.folder(key)} holds no tensors: {error}; remove its folder to recalibrate it") from error
+
+    def check(self, key: str) -> bytes:
+        """The content of the block's file, which its manifest vouches for.
+
+        Raises:
+            DamagedFile: the file is missing or its hash differs from the manifest's.
+        """
         path = self.folder(key) / "block.safetensors"
         try:
             content = path.read_bytes()
@@ -105,7 +123,7 @@ class BlockStore:
             raise DamagedFile(f"block {path} cannot be read ({error.strerror}); remove its folder to recalibrate it") from error
         if hashlib.sha256(content).hexdigest() != self._manifest(key)["sha256"]:
             raise DamagedFile(f"block {path} is damaged (its hash differs from the manifest's); remove its folder to recalibrate it")
-        return dict(load_tensors(content))
+        return content
 
     def drop(self, key: str) -> None:
         """Moves a damaged block aside (suffix `.damaged`), so that it is calibrated again and nothing is destroyed."""
@@ -120,15 +138,9 @@ class BlockStore:
 
     def _manifest(self, key: str) -> dict[str, Any]:
         path = self.folder(key) / "manifest.json"
-        try:
-            if path.stat().st_size > _MANIFEST_LIMIT:
-                raise ValueError(f"larger than {_MANIFEST_LIMIT} bytes")
-            manifest = json.loads(path.read_bytes())
-            wanted = {"version", "key", "sha256", *BlockRecord.__dataclass_fields__}
-            if not isinstance(manifest, dict) or set(manifest) != wanted or manifest["version"] != _VERSION or manifest["key"] != key:
-                raise ValueError("not a block manifest of this version and key")
-        except (OSError, ValueError, RecursionError) as error:
-            raise DamagedFile(f"manifest {path} is damaged ({error}); remove its folder to recalibrate the block") from error
+        manifest: dict[str, Any] = read_json(path, _MANIFEST, _MANIFEST_LIMIT)
+        if manifest["version"] != _VERSION or manifest["key"] != key:
+            raise DamagedFile(f"manifest {path} is not of this version and block; remove its folder to recalibrate the block")
         return manifest
 
 

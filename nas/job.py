@@ -157,7 +157,6 @@ def search(
     if new:
         run.reset()
     run.create(config)
-    run.record()
     with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:
         return _search(source, asked, run, report, on_trial, started, executor)
 
@@ -230,6 +229,9 @@ def _search(
     problem = make_problem(task.space, task.costs, asked, task.calibration_errors)
     record = run.record() if run else Record()
     record.set_fact("table", stage_table(problem))
+    record.set_fact("blocks", dict(task.blocks))
+    if run:
+        record.set_fact("config", run.config())
     optimizer = resolve_optimizer(asked.optimizer, problem, asked.seed, delta=asked.delta, keep_dominated=asked.keep_dominated)
     dominated = optimizer.pruned(record.trials()) if isinstance(optimizer, StatesWhatIsLeft) else {}
     if dominated:

@@ -71,6 +71,7 @@ class Task:
     `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative. `verifier` measures on
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print.
+    `blocks` are the content keys of its calibrated blocks, by `stage/choice`.
     """
 
     space: SearchSpace
@@ -82,6 +83,7 @@ class Task:
     heldout_loss: Callable[[Candidate], float] | None = None
     export: Callable[[Candidate, Path], None] | None = None
     notes: tuple[str, ...] = field(default=())
+    blocks: Mapping[str, str] = field(default_factory=dict)
 
 
 class Space(Protocol):

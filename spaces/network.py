@@ -18,6 +18,7 @@ from nas.errors import InputError
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.costs import count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
+from nas.files import write_manifest
 from nas.graph import StageGraph
 from nas.home import nas_home
 from nas.problem import CostTable
@@ -131,6 +132,7 @@ class NetworkSpace:
             heldout_loss=assembly.heldout_loss if self.loss else None,
             export=assembly.export if self.save else None,
             notes=self.notes,
+            blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
         )
 
     @property
@@ -184,6 +186,7 @@ class Assembly:
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             self._network.save(chosen, draft)
+            write_manifest(draft)
             if folder.exists():
                 shutil.rmtree(folder)
             draft.rename(folder)

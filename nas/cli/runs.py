@@ -9,7 +9,8 @@ import typer
 from nas.cli import options
 from nas.cli.console import out, print_json
 from nas.cli.results import print_result
-from nas.errors import InputError
+from nas.errors import DamagedFile, InputError
+from nas.files import MANIFEST, damage
 from nas.record import Record, RunDirectory
 from nas.trial import Trial, incumbent, least_divergent
 
@@ -58,6 +59,8 @@ def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
 
 
 def _trial(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
+    if len(names) != len(trial.candidate) or any(not 0 <= k < len(choices) for (_, choices), k in zip(names, trial.candidate, strict=True)):
+        raise DamagedFile(f"trial {trial.number} of the record does not fit the run's table of stages; `nas doctor RUN` says more")
     return {
         "number": trial.number,
         "candidate": {stage: choices[k] for (stage, choices), k in zip(names, trial.candidate, strict=True)},
@@ -71,6 +74,7 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="Folder to write the model to; it must not exist.")],
     eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
     candidate: Annotated[str | None, typer.Option("--candidate", help="Another network of the space: 'stage=choice,...' or 'teacher'.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run the Python file that the run names as its space.")] = False,
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
     directory = RunDirectory.open(run)
@@ -79,9 +83,11 @@ def export(
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         if candidate is not None:
-            _export_candidate(directory, candidate, to)
+            _export_candidate(directory, candidate, to, trust)
         else:
-            shutil.copytree(_winner_folder(directory, eps), to)
+            folder = _winner_folder(directory, eps)
+            _check_winner(folder)
+            shutil.copytree(folder, to)
     except OSError as error:
         raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
     out.print(f"saved in {to}", soft_wrap=True)
@@ -99,12 +105,20 @@ def _winner_folder(directory: RunDirectory, eps: float | None) -> Path:
     return Path(winners[eps if eps is not None else next(iter(winners))])
 
 
-def _export_candidate(directory: RunDirectory, text: str, to: Path) -> None:
+def _check_winner(folder: Path) -> None:
+    """Raises unless every file is what the folder's manifest vouches for; a folder from before manifests passes."""
+    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
+        raise DamagedFile(f"{wrong[0]}; `nas doctor {folder.parent} --repair` moves it aside, the same `nas search` saves it again")
+
+
+def _export_candidate(directory: RunDirectory, text: str, to: Path, trust: bool) -> None:
     from nas.cli.console import Terminal
     from nas.names import resolve_space
 
-    options.set_threads(None)
     origin = directory.config()["space"]
+    if ".py" in origin["name"] and not trust:  # the run may come from somebody else
+        raise InputError(f"run '{directory.path}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
+    options.set_threads(None)
     task = resolve_space(origin.pop("name"), **origin).prepare(Terminal())
     if task.export is None:
         raise InputError(f"space '{task.space.name}' has no models to export")

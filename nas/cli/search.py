@@ -1,21 +1,13 @@
 """`nas search`: the main job."""
 
-import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from nas.cli import options
 from nas.cli.console import SearchView, Terminal, err, print_json
 from nas.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def search(
@@ -59,7 +51,7 @@ def search(
     options.set_threads(threads if crew.alone else crew.threads_each)
     from nas.cli.results import print_result
 
-    with SearchView(trials, quiet) as view, _interruptible():
+    with SearchView(trials, quiet) as view:
         result = run_search(
             space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new, workers=crew,
             progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,
@@ -74,25 +66,6 @@ def search(
         advice = "try more --trials or a larger --eps" if summary["stopped"] == "trials" else "none is likely to be: keep the teacher, or raise --eps"
         err.print(f"nothing feasible: no measured candidate is within eps, the least divergent one is shown; {advice}")
         raise typer.Exit(3)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into a clean end with the command that resumes the run; exit code 130 or 143."""
-
-    def stop(number: int, _: object) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        command = ["nas", *(argument for argument in sys.argv[1:] if argument != "--new")]
-        err.print(f"interrupted; all finished trials are kept. Go on with: {shlex.join(command)}", markup=False)
-        raise typer.Exit(128 + int(number)) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_optimizer(name: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from typer.main import get_command
 
 from nas.cli.app import app, main
+from nas.files import write_manifest
 from nas.record import Record, RunDirectory
 
 OPTIONS = {
@@ -22,7 +23,8 @@ OPTIONS = {
     "measure": "candidate data device json library quiet space teacher threads",
     "calibrate": "data device json library quiet space teacher threads timeout workers",
     "show": "json run",
-    "export": "candidate eps run to",
+    "doctor": "json repair run",
+    "export": "candidate eps run to trust",
     "compare": "eps jobs json minimize optimizers plot quiet seeds space trials where",
     "tabulate": "data device library quiet space teacher threads to",
     "optimizers": "json",
@@ -184,6 +186,39 @@ def test_export_to_a_place_that_cannot_be_written_is_one_clear_line(table: Path)
     assert done.returncode == 2
     assert "cannot write to" in done.stderr
     assert nas("export", str(run), "--to", str(table.parent / "made" / "x")).returncode == 0
+
+
+def test_export_runs_no_file_that_a_run_names_unless_it_is_trusted(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": f"{tmp_path}/evil.py:make_space"}, "search": {"eps": [0.1]}})
+    run.record()
+    done = nas("export", str(run.path), "--to", str(tmp_path / "x"), "--candidate", "teacher")
+    assert done.returncode == 2
+    assert "give --trust to run that file" in done.stderr
+    assert not canary.exists()
+
+
+def test_a_damaged_winner_is_not_exported(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    winner = {"eps": 0.1, "feasible": True, "candidate": {}, "divergence": 0.0, "stderr": 0.0, "n_samples": 1, "path": "winner"}
+    seconds = {"calibrate": 0.0, "measure": 0.0, "propose": 0.0, "total": 0.0}
+    with run.record() as record:
+        record.set_fact(
+            "result",
+            {"space": "demo", "teacher": {}, "winners": [winner], "n_trials": 0, "n_measured": 0, "seconds": seconds, "stopped": "proof", "run": ""},
+        )
+    (run.path / "winner").mkdir()
+    (run.path / "winner/weights").write_bytes(b"0123")
+    write_manifest(run.path / "winner")
+    assert nas("export", str(run.path), "--to", str(tmp_path / "good")).returncode == 0
+    (run.path / "winner/weights").write_bytes(b"0124")
+    done = nas("export", str(run.path), "--to", str(tmp_path / "bad"))
+    assert done.returncode == 2
+    assert "weights is damaged" in done.stderr
+    assert not (tmp_path / "bad").exists()
 
 
 def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _decoder(vae: Any, codec: LinearCodec, emoji: list[Emoji], splits: dict[int,
     rng = np.random.default_rng(22)
     posters = poster_pictures(emoji, choose_emoji(emoji, splits, 0, DECODER_POSTERS, rng), rng)
     sources = [list(posters), [p for name, p in photographs.items() if name not in held]]
-    train_decoder(vae, codec, sources, asked.work / "decoder.pt", steps=asked.decoder_steps)
+    train_decoder(vae, codec, sources, asked.work / "decoder.safetensors", steps=asked.decoder_steps)
     rng = np.random.default_rng(21)
     posters = poster_pictures(emoji, choose_emoji(emoji, splits, 2, HELD_OUT_FAMILIES, rng), rng)
     crops = []

@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.spaces.tocsr.training.codec import CHANNELS, LinearCodec
 from nas.spaces.tocsr.training.pictures import Emoji
 from nas.spaces.tocsr.training.posters import draw_poster
@@ -97,7 +98,7 @@ def train_decoder(
     average = {k: v.clone() for k, v in decoder.state_dict().items()}
     step, saved, mean = 0, time.monotonic(), 0.1
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path)
         decoder.load_state_dict(state["decoder"])
         optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
@@ -120,7 +121,7 @@ def train_decoder(
         if step % 200 == 0:
             print(f"decoder step {step} PSNR {10 * np.log10(4 / mean):.2f} dB", flush=True)
         if step == steps or time.monotonic() - saved > 120:
-            torch.save({"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}, path)
+            save_checkpoint(path, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step})
             saved = time.monotonic()
     decoder.load_state_dict(average)
 

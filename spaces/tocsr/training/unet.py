@@ -19,6 +19,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.spaces.tocsr.training.codec import LinearCodec
 from nas.spaces.tocsr.training.pictures import Emoji
 from nas.spaces.tocsr.training.posters import draw_poster, tokens_of
@@ -248,7 +249,7 @@ class Trainer:
             a.copy_(kept)
 
     def save(self, path: Path) -> None:
-        """Writes the state beside and moves it into place."""
+        """Writes the whole state, or leaves what was there."""
         state = {
             "unet": self.unet.state_dict(),
             "text": self.text.state_dict(),
@@ -257,12 +258,11 @@ class Trainer:
             "step": self.step,
             "settings": asdict(self.settings),
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        save_checkpoint(path, state)
 
     def load(self, path: Path) -> None:
         """Goes on from `path`."""
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path)
         self.unet.load_state_dict(state["unet"])
         self.text.load_state_dict(state["text"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -271,7 +271,7 @@ class Trainer:
     def run(self, folder: Path, val: tuple[Tensor, Tensor], every: int = 500, save_s: float = 120.0) -> None:
         """Trains to `settings.steps`, saving every two minutes and logging the validation loss every `every` steps."""
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint, s = folder / "checkpoint.pt", self.settings
+        checkpoint, s = folder / "checkpoint.safetensors", self.settings
         if checkpoint.exists():
             self.load(checkpoint)
         per_pool = POOL // s.batch
