@@ -16,7 +16,7 @@ from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
 from nas.errors import InputError
 from nas.evaluators.cache import EvaluationCache
-from nas.evaluators.costs import count_costs
+from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
 from nas.files import write_manifest
 from nas.graph import StageGraph
@@ -25,6 +25,7 @@ from nas.problem import CostTable
 from nas.progress import Progress, Quiet
 from nas.protocols import Task
 from nas.space import Candidate, Choice, SearchSpace, Stage
+from nas.spaces.rules import NamedRule, index_rules
 
 Loss = Callable[[Tensor, Samples], float]
 """The task's own loss of an output `(n, ...)` on the samples it was computed for."""
@@ -48,6 +49,10 @@ class NetworkSpace:
         calibration: how blocks are fitted.
         evaluation: how candidates are measured.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
+        notes: lines that every search on it should print.
+        rules: what is allowed, on `{stage: choice name}`.
+        extra_costs: further additive costs, name -> number of a module.
+        strict_counts: whether both counters of multiply-adds must know every operator; see `count_costs`.
     """
 
     name: str
@@ -61,6 +66,9 @@ class NetworkSpace:
     evaluation: Settings = field(default_factory=Settings)
     home: Path | None = None
     notes: tuple[str, ...] = ()
+    rules: tuple[NamedRule, ...] = ()
+    extra_costs: Mapping[str, Measure] = field(default_factory=dict)
+    strict_counts: bool = True
 
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
@@ -68,12 +76,12 @@ class NetworkSpace:
     @cached_property
     def space(self) -> SearchSpace:
         """Stages and choices, before calibration may leave some out."""
-        return SearchSpace(self.name, self.stages)
+        return SearchSpace(self.name, self.stages, index_rules(self.rules, self.stages))
 
     @cached_property
     def teacher_key(self) -> str:
         """Hash of every parameter and buffer of the teacher, and of how its modules are built."""
-        modules = nn.ModuleDict({step.name: step.module for step in self.graph.steps})
+        modules = nn.ModuleDict({step.name.replace(".", "/"): step.module for step in self.graph.steps})
         tensors = {**dict(modules.named_parameters()), **dict(modules.named_buffers())}
         return block_key(tensors=hash_tensors(tensors), structure=repr(modules))[:16]
 
@@ -98,7 +106,7 @@ class NetworkSpace:
             for choice in stage.choices
             if choice.recipe is not None
         }
-        return count_costs(self.graph, self.stages, built, self.example)
+        return count_costs(self.graph, self.stages, built, self.example, self.extra_costs, strict=self.strict_counts)
 
     def missing_blocks(self) -> list[tuple[str, str]]:
         """(stage, choice) of the blocks that the store lacks; stage by stage, so that features are collected once."""
@@ -121,9 +129,9 @@ class NetworkSpace:
         check_recipes(self.graph, calibrator.missing(self.stages), self.example)
         assembly = Assembly(self, calibrator.run(self.stages, progress, left_out))
         evaluator = assembly.evaluator(self.data.measure)
-        costs = count_costs(self.graph, assembly.stages, assembly.modules, self.example)
+        costs = count_costs(self.graph, assembly.stages, assembly.modules, self.example, self.extra_costs, strict=self.strict_counts)
         return Task(
-            SearchSpace(self.name, assembly.stages),
+            SearchSpace(self.name, assembly.stages, index_rules(self.rules, assembly.stages)),
             costs,
             evaluator,
             calibration_errors(assembly.stages, assembly.blocks),
