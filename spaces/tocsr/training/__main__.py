@@ -49,7 +49,7 @@ def main() -> None:
         asked.assets,
         unet=trainer.unet,
         vae=vae,
-        scheduler=make_scheduler(settings),
+        scheduler=make_scheduler(),
         embedding=trainer.text.weight,
         ids=ids,
         samples=shipped_samples(emoji, splits, codec, ids),
@@ -95,8 +95,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--photographs", type=Path, required=True, help="folder of photographs for the decoder")
     parser.add_argument("--assets", type=Path, required=True, help="folder to write, such as spaces/tocsr/assets/embedded-v2")
     parser.add_argument("--work", type=Path, default=nas_home() / "training", help="folder for checkpoints")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--decoder-steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=UNetSettings().steps)
+    parser.add_argument("--decoder-steps", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

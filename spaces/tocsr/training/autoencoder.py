@@ -36,7 +36,7 @@ def make_autoencoder(codec: LinearCodec, widths: tuple[int, ...] = (16, 32, 56),
         layers_per_block=1,
         latent_channels=CHANNELS,
         norm_num_groups=GROUPS,
-        sample_size=64,
+        sample_size=32,
         scaling_factor=1.0,
         shift_factor=0.0,
         use_quant_conv=False,
@@ -90,7 +90,7 @@ def _write_encoder(model: AutoencoderKL, codec: LinearCodec) -> None:
 
 
 def train_decoder(
-    model: AutoencoderKL, codec: LinearCodec, sources: list[list[np.ndarray]], path: Path, *, steps: int, batch: int = 8, rate: float = 2e-3, seed: int = 0
+    model: AutoencoderKL, codec: LinearCodec, sources: list[list[np.ndarray]], path: Path, *, steps: int, batch: int = 16, rate: float = 2e-3, seed: int = 0
 ) -> None:
     """Fits the decoder by squared error to crops of pictures, each source as often, resumably from `path`."""
     decoder = model.decoder
@@ -105,7 +105,7 @@ def train_decoder(
     while step < steps:
         rng = np.random.default_rng((seed, step))
         large = step % 4 == 3
-        images = _crops(sources, rng, *((batch // 2, 64) if large else (batch, 48)))
+        images = _crops(sources, rng, *((batch // 4, 64) if large else (batch, 32)))
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100, max(0.02, (steps - step) / (0.4 * steps)))
         loss = (decoder(codec.encode(images)) - images).square().mean()
@@ -136,7 +136,7 @@ def psnr(model: AutoencoderKL, images: Tensor) -> dict[str, float]:
 
 
 def poster_pictures(emoji: list[Emoji], chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One poster of each chosen emoji, `(n, 64, 64, 3)` uint8."""
+    """One poster of each chosen emoji, `(n, 32, 32, 3)` uint8."""
     return np.stack([draw_poster(emoji, int(i), rng).pixels for i in chosen])
 
 
@@ -150,8 +150,8 @@ def _psnr(found: Tensor, images: Tensor) -> Tensor:
 
 
 def _crops(sources: list[list[np.ndarray]], rng: np.random.Generator, n: int, size: int) -> Tensor:
-    """Random crops, flipped and halved at random, `(n, 3, size, size)` in [-1, 1]."""
-    crops = []
+    """Random crops of the sources that are large enough, flipped and halved at random, `(n, 3, size, size)` in [-1, 1]."""
+    crops, sources = [], [pictures for pictures in sources if min(pictures[0].shape[:2]) >= size]
     for _ in range(n):
         pictures = sources[rng.integers(len(sources))]
         picture = pictures[rng.integers(len(pictures))]
