@@ -22,6 +22,7 @@ OPTIONS = {
     " workdir workers",
     "measure": "candidate data device json library quiet space teacher threads",
     "calibrate": "data device json library quiet space teacher threads timeout workers",
+    "plan": "batch data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "doctor": "json repair run",
     "export": "candidate eps run to trust",
