@@ -5,12 +5,13 @@ rest is what starting and waiting cost once (intercept). A candidate's latency i
 """
 
 import contextlib
+import functools
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ Blocks = Mapping[tuple[str, str], nn.Module]
 class Setting:
     """What a latency depends on besides the modules. `shapes` are those of the graph's inputs, batch first.
 
-    Threads and torch's version are for the reader: a search may run on other threads than the network it makes.
+    Threads, torch's version and the clock are for the reader: a search may run on other threads than the network it makes. On one CPU thread the
+    clock is that thread's own, which other processes do not disturb; else it is the wall's.
     """
 
     device: str
@@ -46,6 +48,7 @@ class Setting:
     shapes: Mapping[str, Sequence[int]]
     threads: int
     torch: str
+    clock: str = "wall"
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor]) -> "Setting":
@@ -53,7 +56,9 @@ class Setting:
         first = next(iter(inputs.values()))
         floating = next((str(value.dtype) for value in inputs.values() if value.is_floating_point()), str(first.dtype))
         shapes = {name: list(value.shape) for name, value in inputs.items()}
-        return cls(_device_name(first.device), floating.removeprefix("torch."), len(first), shapes, torch.get_num_threads(), torch.__version__)
+        return cls(
+            _device_name(first.device), floating.removeprefix("torch."), len(first), shapes, torch.get_num_threads(), torch.__version__, _clock(first.device)[0]
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,8 @@ def check_latency(table: LatencyTable, graph: StageGraph, stages: Sequence[Stage
         candidate: Candidate = tuple(int(random.integers(len(stage.choices))) for stage in stages)
         chosen = {stage.name: blocks[stage.name, stage.choices[k].name].eval() for stage, k in zip(stages, candidate, strict=True) if stage.choices[k].recipe}
         predicted.append(fixed + sum(float(rows[s, k]) for s, k in enumerate(candidate)))
-        times = [_timed(lambda: graph.run(inputs, chosen), (), 1) for _ in range(ROUNDS)]  # noqa: B023  # called at once
+        whole = functools.partial(_run, graph, chosen, tuple(inputs))
+        times = [_timed(whole, tuple(inputs.values()), 1) for _ in range(ROUNDS)]
         measured.append(statistics.median(times[2:]))
     return LatencyCheck(tuple(predicted), tuple(measured))
 
@@ -189,16 +195,28 @@ def read_latency(path: Path) -> LatencyTable:
         raise InputError(f"latency table {path} cannot be read ({error}); measure it again: nas plan --measure-latency") from error
 
 
+def _run(graph: StageGraph, chosen: Mapping[str, nn.Module], names: Sequence[str], *values: Tensor) -> Any:
+    return graph.run(dict(zip(names, values, strict=True)), chosen)
+
+
 def _timed(call: Any, arguments: tuple[Any, ...], times: int) -> float:
     """Milliseconds of so many calls in a row, results waited for."""
     _wait(arguments)
-    started = time.perf_counter()
+    clock = _clock(next((value.device for value in arguments if isinstance(value, Tensor)), torch.device("cpu")))[1]
+    started = clock()
     with torch.no_grad():
         result = None
         for _ in range(times):
             result = call(*arguments)
     _wait(result if isinstance(result, tuple) else (result,))
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (clock() - started)
+
+
+def _clock(device: torch.device) -> tuple[str, Callable[[], float]]:
+    """The name of the clock for a device and the clock itself, in seconds."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return "thread", time.thread_time
+    return "wall", time.perf_counter
 
 
 def _wait(values: Sequence[Any]) -> None:

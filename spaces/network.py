@@ -179,6 +179,17 @@ class NetworkSpace:
         found = next(s for s in self.stages if s.name == stage)
         self.calibrator().calibrate(found, found.choices[found.index(choice)], self._features.get(stage, Quiet()))
 
+    def packed_blocks(self) -> dict[str, tuple[bytes, bytes]]:
+        """Every block of the space that the store holds, by content key."""
+        calibrator = self.calibrator()
+        keys = [calibrator.key(stage, choice) for stage in self.stages for choice in stage.choices[1:]]
+        return {key: calibrator.store.packed(key) for key in keys if key in calibrator.store}
+
+    def receive_blocks(self, blocks: Mapping[str, tuple[bytes, bytes]]) -> None:
+        """Stores blocks that another machine calibrated, each checked against its manifest."""
+        for key, packed in blocks.items():
+            self.calibrator().store.unpack(key, packed)
+
     @cached_property
     def _features(self) -> FeatureBank:
         return FeatureBank(self.graph, self.data.fit, [stage.name for stage in self.stages])

@@ -75,7 +75,7 @@ def _show(planned: dict[str, Any]) -> None:
 def _show_latency(latency: dict[str, Any]) -> None:
     setting = latency["setting"]
     out.print(
-        f"latency measured on {setting['device']}, {setting['dtype']}, batch {setting['batch']}, {setting['threads']} threads: "
+        f"latency measured on {setting['device']}, {setting['dtype']}, batch {setting['batch']}, {setting['threads']} threads, {setting['clock']} clock: "
         f"teacher {latency['teacher_ms']:.3g} ms, of which {latency['overhead']:.2g} ms to start and wait"
     )
     out.print(
