@@ -125,6 +125,29 @@ class BlockStore:
             raise DamagedFile(f"block {path} is damaged (its hash differs from the manifest's); remove its folder to recalibrate it")
         return content
 
+    def packed(self, key: str) -> tuple[bytes, bytes]:
+        """The block as it is kept, manifest and weights, to be stored elsewhere by `unpack`.
+
+        Raises:
+            DamagedFile: it is not what its manifest vouches for.
+        """
+        self.weights(key)
+        return (self.folder(key) / "manifest.json").read_bytes(), (self.folder(key) / "block.safetensors").read_bytes()
+
+    def unpack(self, key: str, packed: tuple[bytes, bytes]) -> None:
+        """Stores a block that another store packed, unless it is there.
+
+        Raises:
+            DamagedFile: its weights are not what its manifest vouches for.
+        """
+        manifest, content = packed
+        if key in self:
+            return
+        found = json.loads(manifest)
+        if found.get("key") != key or hashlib.sha256(content).hexdigest() != found.get("sha256"):
+            raise DamagedFile(f"block {key[:12]} was damaged on its way from another machine")
+        self.put(key, BlockRecord(**{name: found[name] for name in BlockRecord.__dataclass_fields__}), load_tensors(content))
+
     def drop(self, key: str) -> None:
         """Moves a damaged block aside (suffix `.damaged`), so that it is calibrated again and nothing is destroyed."""
         folder = self.folder(key)

@@ -1,6 +1,7 @@
 """Measured values that outlive a run: per-sample divergences by content key, in one SQLite file shared by all processes."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,10 @@ class EvaluationCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.RLock()  # answers of workers arrive on threads of their own
         with self._told():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS evaluations (key TEXT PRIMARY KEY, samples BLOB NOT NULL) WITHOUT ROWID")
 
@@ -67,7 +69,8 @@ class EvaluationCache:
     def _told(self) -> Iterator[None]:
         """Says of what goes wrong where it did and what helps."""
         try:
-            yield
+            with self._lock:
+                yield
         except (OSError, sqlite3.OperationalError) as error:
             raise InputError(f"cannot use the evaluation cache {self.path}: {error}; set NAS_HOME to a writable folder with space") from error
         except sqlite3.DatabaseError as error:

@@ -209,9 +209,18 @@ class DivergenceEvaluator:
 
     def known(self, candidate: Candidate, eps: Sequence[float] = ()) -> Measurement | None:
         """The measurement as the cache holds it; None if samples are left to run."""
-        values = self._cache.get(self._key(candidate)) if self._cache else np.empty(0)
+        values = self.values(candidate)
         used = self._decided(values, eps)
         return None if used is None else self._measurement(values[:used], 0.0, True)
+
+    def values(self, candidate: Candidate) -> Floats:
+        """The divergence of each sample as far as the cache holds them, `(m,)`."""
+        return self._cache.get(self._key(candidate)) if self._cache else np.empty(0)
+
+    def remember(self, candidate: Candidate, values: Floats) -> None:
+        """Keeps values that another process measured."""
+        if self._cache is not None and len(values):
+            self._cache.put(self._key(candidate), values)
 
     def _measurement(self, values: Floats, seconds: float, cached: bool) -> Measurement:
         if not np.isfinite(values).all():

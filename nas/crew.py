@@ -21,7 +21,7 @@ class Crew:
         executor: "local" or "ray".
         address: of a Ray cluster; None starts one on this machine.
         timeout_s: seconds after which the worker of a task counts as hung.
-        threads: compute threads, all local workers together; None is all cores this process may use.
+        threads: compute threads, all local workers together, by default all cores this process may use; on Ray of each worker, by default 1.
     """
 
     workers: int = 1
@@ -44,14 +44,20 @@ class Crew:
 
     @property
     def threads_each(self) -> int:
-        """Compute threads of one worker: the total divided, never more together than asked for unless each has but one."""
+        """Compute threads of one worker: the total divided, never more together than asked for unless each has but one; on Ray as given."""
+        if self.executor == "ray":
+            return self.threads or 1
         return max(1, (self.threads or usable_cores()) // self.workers)
 
     def open(self, space: str, options: Mapping[str, Any], fingerprint: Mapping[str, str]) -> "AbstractContextManager[Executor | None]":
         """The workers, for a space that they make themselves and that has this fingerprint; None when this process is alone."""
         if self.alone:
             return nullcontext(None)
-        origin = Origin(space, dict(options), self.threads_each, dict(fingerprint))
+        origin = Origin(space, dict(options), self.threads_each, dict(fingerprint), apart=self.executor == "ray")
+        if self.executor == "ray":
+            from nas.ray_workers import RayWorkers
+
+            return RayWorkers(origin, self.workers, address=self.address, timeout_s=self.timeout_s, gpus_each=float(_on_cuda(options)))
         from nas.local_workers import LocalWorkers
 
         return LocalWorkers(origin, self.workers, timeout_s=self.timeout_s, gpus=_gpus(options))
@@ -69,3 +75,7 @@ def _gpus(options: Mapping[str, Any]) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def _on_cuda(options: Mapping[str, Any]) -> bool:
+    return str(options.get("device", "")).startswith("cuda")

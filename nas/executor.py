@@ -15,10 +15,14 @@ from nas.space import Candidate
 from nas.trial import Measurement
 
 if TYPE_CHECKING:
+    from nas.problem import Floats
     from nas.progress import Progress
     from nas.protocols import Evaluator, Space, Task
 
 T = TypeVar("T")
+
+PackedBlock = tuple[bytes, bytes]
+"""A block as the store keeps it: manifest and weights."""
 
 Blocks = Mapping[tuple[str, str], str]
 """(stage, choice) -> why the block is left out."""
@@ -37,12 +41,14 @@ class Origin:
         options: of the space, such as its teacher.
         threads: compute threads of one worker.
         fingerprint: what the worker's space must have; empty accepts any.
+        apart: whether the worker may stand on another machine, so that blocks travel with the tasks.
     """
 
     space: str
     options: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
 
 
 class Workplace:
@@ -51,6 +57,7 @@ class Workplace:
     def __init__(self, origin: Origin) -> None:
         from nas.names import resolve_space
 
+        self.apart = origin.apart
         self.space: Space = resolve_space(origin.space, **origin.options)
         _set_threads(origin.threads)
         if origin.fingerprint and dict(self.space.fingerprint()) != dict(origin.fingerprint):
@@ -71,8 +78,17 @@ class Executor(Protocol):
     """Hands tasks to workers. A context manager: leaving it ends the workers."""
 
     @property
+    def apart(self) -> bool:
+        """Whether workers may stand on other machines, with folders of their own."""
+        ...
+
+    @property
     def n_workers(self) -> int:
         """Tasks under way at a time."""
+        ...
+
+    def share(self, setup: "Callable[[Workplace], None]") -> None:
+        """Has every worker do this before its next task, the ones started later too."""
         ...
 
     def submit(self, task: Callable[[Workplace], T]) -> "Future[T]":
@@ -92,6 +108,14 @@ class CalibratesByBlock(Protocol):
         """Calibrates one block into the store; features of the teacher are kept for the next."""
         ...
 
+    def packed_blocks(self) -> dict[str, PackedBlock]:
+        """Every block of the space that the store holds, by content key."""
+        ...
+
+    def receive_blocks(self, blocks: Mapping[str, PackedBlock]) -> None:
+        """Stores blocks that another machine calibrated, each checked against its manifest."""
+        ...
+
     def prepare(self, progress: "Progress", left_out: Blocks | None = None) -> "Task":
         """As in `Space`, without the blocks that are left out."""
         ...
@@ -105,6 +129,14 @@ class KnowsMeasured(Protocol):
         """The measurement as the cache holds it; None if something is left to measure."""
         ...
 
+    def values(self, candidate: Candidate) -> "Floats":
+        """The divergence of each sample as far as the cache holds them."""
+        ...
+
+    def remember(self, candidate: Candidate, values: "Floats") -> None:
+        """Keeps values that another process measured; any thread may call it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrateBlock:
@@ -113,9 +145,23 @@ class CalibrateBlock:
     stage: str
     choice: str
 
+    def __call__(self, place: Workplace) -> dict[str, PackedBlock]:
+        """The block, if it must travel."""
+        assert isinstance(place.space, CalibratesByBlock)
+        before = set(place.space.packed_blocks()) if place.apart else set()
+        place.space.calibrate_block(self.stage, self.choice)
+        return {key: block for key, block in place.space.packed_blocks().items() if key not in before} if place.apart else {}
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveBlocks:
+    """A task: stores the blocks that other workers calibrated."""
+
+    blocks: Mapping[str, PackedBlock]
+
     def __call__(self, place: Workplace) -> None:
         assert isinstance(place.space, CalibratesByBlock)
-        place.space.calibrate_block(self.stage, self.choice)
+        place.space.receive_blocks(self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +173,13 @@ class Measure:
     heldout: bool = False
     left_out: Blocks = field(default_factory=dict)
 
-    def __call__(self, place: Workplace) -> Measurement:
+    def __call__(self, place: Workplace) -> "tuple[Measurement, Floats | None]":
+        """The measurement, and the value of each sample where the evaluator keeps them."""
         task = place.task(self.left_out)
         evaluator = task.verifier if self.heldout else task.evaluator
         assert evaluator is not None
-        return evaluator.measure([self.candidate], self.eps)[0]
+        measured = evaluator.measure([self.candidate], self.eps)[0]
+        return measured, evaluator.values(self.candidate) if isinstance(evaluator, KnowsMeasured) else None
 
 
 def prepare(space: "Space", progress: "Progress", left_out: Blocks | None = None) -> "Task":
@@ -148,9 +196,14 @@ def calibrate_apart(space: "Space", executor: Executor, progress: "Progress") ->
     left_out = {}
     for names, future in progress.track(work, "calibrating blocks") if work else ():
         try:
-            future.result()
+            packed = future.result()
         except WorkerLost as lost:
             left_out[names] = str(lost)
+        else:
+            if packed and isinstance(space, CalibratesByBlock):
+                space.receive_blocks(packed)
+    if executor.apart and isinstance(space, CalibratesByBlock):
+        executor.share(ReceiveBlocks(space.packed_blocks()))
     return left_out
 
 
@@ -176,24 +229,27 @@ class RemoteEvaluator:
             answer.set_result(known)
             return answer
         work = self._executor.submit(Measure(candidate, tuple(eps), self._heldout, self._left_out))
-        work.add_done_callback(lambda done: _pass_on(done, answer))
+        work.add_done_callback(lambda done: self._arrived(candidate, done, answer))
         return answer
 
     def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Measurement]:
         """One measurement a candidate, in order, side by side."""
         return [future.result() for future in [self.submit(candidate, eps) for candidate in candidates]]
 
-
-def _pass_on(done: "Future[Measurement]", answer: "Future[Measurement]") -> None:
-    error = done.exception() if not done.cancelled() else None
-    if isinstance(error, WorkerLost):
-        answer.set_result(Measurement(None, reason=str(error)))
-    elif error is not None:
-        answer.set_exception(error)
-    elif done.cancelled():
-        answer.cancel()
-    else:
-        answer.set_result(done.result())
+    def _arrived(self, candidate: Candidate, done: "Future[tuple[Measurement, Floats | None]]", answer: "Future[Measurement]") -> None:
+        """Passes a worker's answer on, and keeps its values where the next search looks for them."""
+        if done.cancelled():
+            answer.cancel()
+            return
+        try:
+            measured, values = done.result()
+            if values is not None and isinstance(self._local, KnowsMeasured):
+                self._local.remember(candidate, values)
+            answer.set_result(measured)
+        except WorkerLost as lost:
+            answer.set_result(Measurement(None, reason=str(lost)))
+        except Exception as error:
+            answer.set_exception(error)
 
 
 def measured_apart(executor: Executor, task: "Task", left_out: Blocks) -> "tuple[Evaluator, Evaluator | None]":

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nas.bounds import check_together
 from nas.crew import Crew
@@ -17,7 +20,7 @@ from nas.executor import Executor, calibrate_apart, measured_apart, prepare
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
-from nas.protocols import Space, StatesWhatIsLeft, Task
+from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
 from nas.space import SearchSpace
 from nas.study import Stopped, Study, Winner
@@ -145,7 +148,7 @@ def search(
     origin = {"name": space, **chosen} if isinstance(space, str) else {"name": source.space.name}
     started = time.monotonic()
     if asked.minimize or asked.where:  # wrong ones stop here, before anything is written or calibrated
-        make_problem(source.space, source.costs(), asked)
+        make_problem(source.space, asked_costs(source, source.costs(), asked), asked)
     crew = workers if isinstance(workers, Crew) else Crew(workers)
     if not crew.alone and not isinstance(space, str):
         raise InputError("several workers need a space they can make themselves; give its name or path/to/file.py:function")
@@ -175,9 +178,15 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], w
             "keep_dominated": asked.keep_dominated,
             "workers": workers,
         },
-        "fingerprints": dict(source.fingerprint()),
+        "fingerprints": {**source.fingerprint(), **_measured_costs(source, asked)},
         "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
     }
+
+
+def _measured_costs(source: Space, asked: SearchOptions) -> dict[str, str]:
+    """Hashes of the costs on demand that the search rests on: a latency measured again is another search."""
+    costs = asked_costs(source, CostTable({}), asked)
+    return {metric: hashlib.sha256(table.tobytes()).hexdigest()[:16] for metric, table in costs.by_choice.items()}
 
 
 def run_name(name: str, config: Mapping[str, Mapping[str, Any]]) -> str:
@@ -192,6 +201,32 @@ def make_problem(space: SearchSpace, costs: CostTable, asked: SearchOptions, cal
     bounds = tuple(Bound.parse(text, costs) for text in asked.where)
     check_together(bounds, costs)
     return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors)
+
+
+def asked_metrics(asked: SearchOptions) -> set[str]:
+    """The metrics that the options name."""
+    named = {re.split(r"\W", text.strip(), maxsplit=1)[0] for text in asked.where}
+    return named | ({asked.minimize} if asked.minimize else set())
+
+
+def asked_costs(source: Space, costs: CostTable, asked: SearchOptions, space: SearchSpace | None = None) -> CostTable:
+    """The costs with those that the options name and the space counts on demand; `space` is the source's own, or what calibration left of it."""
+    more = [metric for metric in source.more_costs if metric in asked_metrics(asked)] if isinstance(source, HasMoreCosts) else []
+    by_choice, fixed = dict(costs.by_choice), dict(costs.fixed)
+    for metric in more:
+        assert isinstance(source, HasMoreCosts)
+        whole, fixed[metric] = source.cost(metric)
+        by_choice[metric] = _left_of(whole, source.space, space or source.space)
+    return CostTable(by_choice, fixed)
+
+
+def _left_of(table: Floats, whole: SearchSpace, space: SearchSpace) -> Floats:
+    """The entries of the choices that are left, `(S, K)`."""
+    left = np.full((len(space.stages), max(space.sizes)), np.nan)
+    for s, stage in enumerate(space.stages):
+        for k, choice in enumerate(stage.choices):
+            left[s, k] = table[s, whole.stages[s].index(choice.name)]
+    return left
 
 
 def default_objective(costs: CostTable, asked: str | None = None) -> str:
@@ -226,7 +261,7 @@ def _search(
     calibrated = time.monotonic()
     for note in task.notes:
         report.note(note)
-    problem = make_problem(task.space, task.costs, asked, task.calibration_errors)
+    problem = make_problem(task.space, asked_costs(source, task.costs, asked, task.space), asked, task.calibration_errors)
     record = run.record() if run else Record()
     record.set_fact("table", stage_table(problem))
     record.set_fact("blocks", dict(task.blocks))

@@ -1,36 +1,21 @@
-"""Workers as local processes: started afresh (spawn) when there is work, one task at a time each, ended with the driver.
-
-A worker that dies or exceeds the time limit is replaced and its task tried again; after so many attempts the task fails alone.
-"""
+"""Workers as local processes: started afresh (spawn) when there is work, one task at a time each, ended with the driver."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
-from nas.errors import NasError
-from nas.executor import Origin, WorkerLost, Workplace, check_workers
-
-T = TypeVar("T")
-
-ATTEMPTS = 3
-TIMEOUT_S = 3600.0
-
-_START = threading.Lock()  # the environment is the whole process's; one worker is started at a time
-
-Task = Callable[[Workplace], Any]
+from nas.attended import ATTEMPTS, TIMEOUT_S, AttendedWorkers, Lost, Work, sendable
+from nas.executor import Origin, Workplace
 
 
-class LocalWorkers:
+class LocalWorkers(AttendedWorkers):
     """An executor of local processes.
 
     Args:
@@ -41,85 +26,17 @@ class LocalWorkers:
         gpus: CUDA devices dealt out to the workers in turn; 0 leaves the environment as it is.
     """
 
+    apart = False
+
     def __init__(self, origin: Origin, n_workers: int, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS, gpus: int = 0) -> None:
-        check_workers(n_workers, timeout_s)
-        self.n_workers = n_workers
-        self._origin, self._timeout_s, self._attempts, self._gpus = origin, timeout_s, attempts, gpus
-        self._queue: SimpleQueue[tuple[Task, Future[Any]] | None] = SimpleQueue()
-        self._attendants: list[threading.Thread] = []
-        self._workers: dict[int, _Worker] = {}
-        self._closed = False
+        super().__init__(n_workers, timeout_s=timeout_s, attempts=attempts)
+        self._origin, self._gpus = origin, gpus
 
-    def __enter__(self) -> "LocalWorkers":
-        return self
+    def share(self, setup: Callable[[Workplace], None]) -> None:
+        """Nothing: the workers read and write the same folders as the driver."""
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def submit(self, task: Callable[[Workplace], T]) -> "Future[T]":
-        """The task's result to come; processes are started at the first task."""
-        future: Future[T] = Future()
-        self._queue.put((task, future))
-        if not self._attendants:
-            self._attendants = [threading.Thread(target=self._attend, args=(i,), daemon=True) for i in range(self.n_workers)]
-            for attendant in self._attendants:
-                attendant.start()
-        return future
-
-    def close(self) -> None:
-        """Ends all workers now; tasks that are not done are cancelled."""
-        self._closed = True
-        with contextlib.suppress(Empty):
-            while True:
-                work = self._queue.get_nowait()
-                if work is not None:
-                    work[1].cancel()
-        for _ in self._attendants:
-            self._queue.put(None)
-        with _START:
-            for worker in self._workers.values():
-                worker.kill()
-        for attendant in self._attendants:
-            attendant.join()
-
-    def _attend(self, number: int) -> None:
-        """Serves one worker until the executor is closed."""
-        while (work := self._queue.get()) is not None:
-            task, future = work
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(self._attempt(number, task))
-            except BaseException as error:  # whatever it is, it belongs to who waits for the result
-                future.set_exception(error)
-
-    def _attempt(self, number: int, task: Task) -> Any:
-        reason = ""
-        for _ in range(self._attempts):
-            if self._closed:
-                raise WorkerLost("the workers were ended before the task was done")
-            worker = self._worker(number)
-            try:
-                return worker.do(task, self._timeout_s)
-            except _Lost as lost:
-                reason = str(lost)
-                worker.kill()
-        raise WorkerLost(f"no worker survived it in {self._attempts} attempts: {reason}")
-
-    def _worker(self, number: int) -> "_Worker":
-        """The attendant's worker; a new one where there is none alive."""
-        with _START:
-            worker = self._workers.get(number)
-            if self._closed or worker is None or not worker.alive:
-                device = number % self._gpus if self._gpus else None
-                self._workers[number] = worker = _Worker(self._origin, device)
-                if self._closed:
-                    worker.kill()
-        return worker
-
-
-class _Lost(Exception):
-    """The worker died or hung; the message says how."""
+    def _start(self, number: int) -> "_Worker":
+        return _Worker(self._origin, number % self._gpus if self._gpus else None)
 
 
 class _Worker:
@@ -137,15 +54,15 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.is_alive()
 
-    def do(self, task: Task, timeout_s: float) -> Any:
+    def do(self, task: Work, timeout_s: float) -> Any:
         """The task's result; its own exceptions are raised as they are."""
         try:
             self._pipe.send(task)
             if not wait([self._pipe, self._process.sentinel], timeout_s):
-                raise _Lost(f"no answer within {timeout_s:g} s")
+                raise Lost(f"no answer within {timeout_s:g} s")
             answer, failure = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionError):
-            raise _Lost(self._end()) from None
+            raise Lost(self._end()) from None
         if failure is not None:
             raise failure
         return answer
@@ -188,7 +105,7 @@ def _work(pipe: Connection, origin: Origin) -> None:
                 place = place or Workplace(origin)
                 answer: tuple[Any, Exception | None] = (task(place), None)
             except Exception as error:
-                answer = (None, _sendable(error))
+                answer = (None, sendable(error))
             pipe.send(answer)
 
 
@@ -198,8 +115,3 @@ def _end_with_driver() -> None:
     assert driver is not None
     wait([driver.sentinel])
     os._exit(1)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error itself if it is the user's to mend; else one with the worker's traceback, since not every exception can travel."""
-    return error if isinstance(error, NasError) else RuntimeError("in a worker:\n" + "".join(traceback.format_exception(error)))

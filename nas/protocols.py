@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nas.problem import CostTable, Floats, Problem
 from nas.space import Candidate, SearchSpace
@@ -61,6 +61,64 @@ class MeasuresApart(Protocol):
 
     def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
         """The measurement of one candidate, to come."""
+        ...
+
+
+@runtime_checkable
+class HasMoreCosts(Protocol):
+    """A space with additive costs that are not in its table unless they are asked for, such as `latency_ms`."""
+
+    @property
+    def more_costs(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+    def cost(self, metric: str) -> tuple[Floats, float]:
+        """One of them for every stage and choice, `(S, K)`, and for what is fixed."""
+        ...
+
+
+@runtime_checkable
+class HasLatency(Protocol):
+    """A space whose blocks can be timed on its device."""
+
+    def measure_latency(self, progress: "Progress", batch: int = 1) -> dict[str, Any]:
+        """Times every block, keeps the table for `latency_ms`, and returns it with its error on whole candidates, as JSON values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a search on a space will take, from a short probe.
+
+    Attributes:
+        blocks: surrogate blocks in the library; `missing` of them are to be calibrated.
+        samples: set name -> number of samples.
+        calibrate_s: seconds to calibrate what is missing if no block stops early.
+        measure_s: seconds to measure one candidate of the teacher's size on all samples.
+        weights_mb: teacher and all blocks in memory.
+        features_mb: what the teacher's stages read and wrote on the fit samples, for the stages with missing blocks.
+        activation_mb: intermediate values of a forward pass on one chunk, at most.
+        disk_mb: blocks that will be stored and one exported model, at most.
+    """
+
+    blocks: int
+    missing: int
+    samples: Mapping[str, int]
+    calibrate_s: float
+    measure_s: float
+    weights_mb: float
+    features_mb: float
+    activation_mb: float
+    disk_mb: float
+
+
+@runtime_checkable
+class CanForecast(Protocol):
+    """A space that can say what a search on it will take."""
+
+    def forecast(self) -> Forecast:
+        """The forecast, as the block store stands."""
         ...
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, cache, doctor, models, runs, search
+from nas.cli import arena, cache, doctor, models, plan, runs, search
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("search")(search.search)
 app.command("measure")(models.measure)
 app.command("calibrate")(models.calibrate)
+app.command("plan")(plan.plan)
 app.add_typer(models.spaces, name="spaces")
 app.add_typer(cache.cache, name="cache")
 app.command("show")(runs.show)

@@ -102,6 +102,8 @@ def calibrate(
     threads: options.Threads = None,
     workers: options.Workers = 1,
     timeout: options.TaskTimeout = 3600.0,
+    executor: options.ExecutorName = "local",
+    address: options.Address = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -112,12 +114,12 @@ def calibrate(
     from nas.names import resolve_space
     from nas.problem import Problem
 
-    crew, terminal = Crew(workers, timeout_s=timeout, threads=threads), Terminal(quiet)
+    crew, terminal = Crew(workers, executor, address, timeout, threads), Terminal(quiet)
     options.set_threads(threads if crew.alone else crew.threads_each)
     chosen = options.space_options(teacher, library, data, device)
     source = resolve_space(space, **chosen)
-    with crew.open(space, chosen, source.fingerprint()) as executor:
-        left_out = calibrate_apart(source, executor, terminal) if executor else {}
+    with crew.open(space, chosen, source.fingerprint()) as workplaces:
+        left_out = calibrate_apart(source, workplaces, terminal) if workplaces else {}
     task = prepare(source, terminal, left_out)
     problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors)
     table = {**stage_table(problem), "teacher": task.costs.of(task.space.teacher)}

@@ -42,6 +42,8 @@ Device = Annotated[str | None, typer.Option("--device", help="Where to compute: 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores by default.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that calibrate and measure side by side; threads are divided among them.")]
 TaskTimeout = Annotated[float, typer.Option("--timeout", help="Seconds after which the worker of a block or measurement counts as hung.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where workers run: local, or ray (the extra [ray]).")]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster: HOST:PORT, ray://HOST:PORT or auto; by default one is started here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]

@@ -30,6 +30,8 @@ def search(
     threads: options.Threads = None,
     workers: options.Workers = 1,
     timeout: options.TaskTimeout = 3600.0,
+    executor: options.ExecutorName = "local",
+    address: options.Address = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     _: options.Config = None,
@@ -47,7 +49,7 @@ def search(
     SearchOptions(tuple(eps), optimizer, trials, seed, minimize, tuple(where or ()), delta)  # bad values stop here, before torch is loaded
     _check_writable(workdir)
     _check_optimizer(optimizer)
-    crew = Crew(workers, timeout_s=timeout, threads=threads)
+    crew = Crew(workers, executor, address, timeout, threads)
     options.set_threads(threads if crew.alone else crew.threads_each)
     from nas.cli.results import print_result
 

@@ -18,10 +18,11 @@ from nas.files import write_manifest
 from nas.record import Record, RunDirectory
 
 OPTIONS = {
-    "search": "config data delta device eps json keep-dominated library minimize name new optimizer quiet seed space teacher threads timeout trials where"
-    " workdir workers",
+    "search": "address config data delta device eps executor json keep-dominated library minimize name new optimizer quiet"
+    " seed space teacher threads timeout trials where workdir workers",
     "measure": "candidate data device json library quiet space teacher threads",
-    "calibrate": "data device json library quiet space teacher threads timeout workers",
+    "calibrate": "address data device executor json library quiet space teacher threads timeout workers",
+    "plan": "batch data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "doctor": "json repair run",
     "export": "candidate eps run to trust",

@@ -97,8 +97,11 @@ class Here:
     """An executor whose tasks all lose their worker, or are done at once by `do`."""
 
     def __init__(self, do: Callable[[Any], Any] | None = None) -> None:
-        self.n_workers, self._do = 2, do
+        self.n_workers, self.apart, self._do = 2, False, do
         self.tasks: list[Any] = []
+
+    def share(self, setup: Any) -> None:
+        pass
 
     def submit(self, task: Any) -> "Future[Any]":
         self.tasks.append(task)
@@ -134,7 +137,7 @@ def test_a_block_that_no_worker_survives_is_left_out_with_its_reason(home: Path)
 def test_what_the_cache_holds_is_not_sent_to_workers(home: Path) -> None:
     task = resolve_space(TOY).prepare(Quiet())
     (measured,) = task.evaluator.measure([(1, 1, 1)], (0.5,))
-    executor = Here(lambda _: measured)
+    executor = Here(lambda _: (measured, None))
     remote = RemoteEvaluator(executor, task.evaluator)
     (known,) = remote.measure([(1, 1, 1)], (0.5,))
     assert (known.divergence, known.n_samples, known.cached) == (measured.divergence, measured.n_samples, True)
