@@ -257,7 +257,14 @@ class RunDirectory:
         return Record(self.path / "study.db", read_only=read_only)
 
     def reset(self) -> None:
-        """Moves what is there aside (suffix `.old-TIME`), so that a new run can start; nothing is deleted."""
+        """Moves what is there aside (suffix `.old-TIME`), so that a new run can start; nothing is deleted.
+
+        Raises:
+            RunInUse: another process is writing it.
+        """
+        if (self.path / ".lock").exists():
+            with self.lock():
+                pass
         if self.path.exists():
             shutil.move(self.path, self.path.with_name(f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
 
