@@ -49,10 +49,16 @@ def read_json(path: Path, form: Form = object, limit: int = TEXT_LIMIT) -> Any:
 def parse_json(text: str | bytes, where: str, form: Form = object) -> Any:
     """A JSON value of the given form; `where` is for the message of the `DamagedFile` that anything else raises."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{where} is not JSON: {error}") from error
     return check_form(value, form, where)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 18:  # beyond 64 bits, and beyond what turns into a float
+        raise ValueError(f"the number {digits[:20]}... is too large")
+    return int(digits)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from nas.bounds import check_together
 from nas.crew import Crew
 from nas.errors import InputError
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
+from nas.mounts import network_filesystem
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
@@ -160,6 +161,8 @@ def search(
     if new:
         run.reset()
     run.create(config)
+    if kind := network_filesystem(run.path):
+        report.note(f"{run.path} lies on a network file system ({kind}): use one machine at a time, or --workdir on a local disk")
     with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:
         return _search(source, asked, run, report, on_trial, started, executor)
 

@@ -38,19 +38,20 @@ _TRIAL: Form = {
     "candidate": [int], "costs": {str: _NUMBER}, "divergence": _NUMBER | None, "stderr": _NUMBER, "n_samples": int, "seconds": _NUMBER,
     "state": str, "reason": str, "attrs": {str: object},
 }  # fmt: skip
-_TABLE: Form = {"stages": [{"name": str, "choices": [{"name": str, "calibration_error?": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
+_TABLE: Form = {"stages": [{"name": str, "choices": [{"name": str, "calibration_error": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
 _WINNER: Form = {
     "eps": _NUMBER, "feasible": bool, "candidate": dict | None, "divergence": _NUMBER | None, "stderr": _NUMBER | None, "n_samples": int,
-    "heldout_divergence?": _NUMBER | None, "path?": str | None,
+    "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER}],
 }  # fmt: skip
+_SECONDS: Form = {"calibrate": _NUMBER, "measure": _NUMBER, "propose": _NUMBER, "total": _NUMBER}
 _RESULT: Form = {
-    "space": str, "teacher": {str: _NUMBER}, "winners": [_WINNER], "n_trials": int, "n_measured": int, "seconds": {str: _NUMBER},
+    "space": str, "teacher": {str: _NUMBER}, "winners": [_WINNER], "n_trials": int, "n_measured": int, "seconds": _SECONDS,
     "stopped": str, "statements?": [str], "run": str | None,
 }  # fmt: skip
 _CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}}
 _FACTS: dict[str, Form] = {
-    "table": _TABLE, "result": _RESULT, "seconds": {str: _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict}, "saved": {str: [int]},
-    "blocks": {str: str}, "config": {str: dict},
+    "table": _TABLE, "result": _RESULT, "seconds": {"calibrate": _NUMBER, "total": _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict},
+    "saved": {str: [int]}, "blocks": {str: str}, "config": {str: dict},
 }  # fmt: skip
 
 
@@ -69,6 +70,7 @@ class Record:
         self._copy = tempfile.TemporaryDirectory(prefix="nas-record-") if read_only else None
         try:
             self._db = sqlite3.connect(copy_database(Path(path), Path(self._copy.name)) if self._copy else path, timeout=_BUSY_S, isolation_level=None)
+            self._db.text_factory = lambda content: content.decode("utf-8", "replace")  # what is not UTF-8 fails its checksum
             self._db.execute("PRAGMA trusted_schema=OFF")  # the file may come from somebody else
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -78,7 +80,7 @@ class Record:
         except sqlite3.OperationalError as error:
             self.close()
             raise InputError(f"cannot open the record {path}: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter while it words the former
             self.close()
             raise DamagedFile(f"record {path} is damaged: {error}; `nas doctor RUN --repair` saves what can be read") from error
         except BaseException:
@@ -166,7 +168,7 @@ class Record:
         """What SQLite itself finds wrong with the file; empty when it is sound."""
         try:
             return [str(line) for (line,) in self._db.execute("PRAGMA integrity_check(20)") if line != "ok"]
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             return [str(error)]
 
     def _last(self) -> int | None:
@@ -194,7 +196,7 @@ class Record:
             return self._db.execute(query, values).fetchall()
         except sqlite3.OperationalError as error:
             raise InputError(f"cannot read the record {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise DamagedFile(f"record {self.path} is damaged: {error}; `nas doctor RUN --repair` saves what can be read") from error
 
     def _write(self, statement: str, row: tuple[Any, ...]) -> None:
@@ -255,7 +257,14 @@ class RunDirectory:
         return Record(self.path / "study.db", read_only=read_only)
 
     def reset(self) -> None:
-        """Moves what is there aside (suffix `.old-TIME`), so that a new run can start; nothing is deleted."""
+        """Moves what is there aside (suffix `.old-TIME`), so that a new run can start; nothing is deleted.
+
+        Raises:
+            RunInUse: another process is writing it.
+        """
+        if (self.path / ".lock").exists():
+            with self.lock():
+                pass
         if self.path.exists():
             shutil.move(self.path, self.path.with_name(f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
 

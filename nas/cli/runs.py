@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -12,6 +12,7 @@ from nas.cli.results import print_result
 from nas.errors import DamagedFile, InputError
 from nas.files import MANIFEST, damage
 from nas.record import Record, RunDirectory
+from nas.study import Stopped
 from nas.trial import Trial, incumbent, least_divergent
 
 
@@ -34,9 +35,29 @@ def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
     summary: dict[str, Any] | None = record.fact("result")
     if summary is None:
         summary = _unfinished(directory, record)
+    elif not _agrees(summary, record.fact("table")):
+        raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor RUN` says more")
     for winner in summary["winners"]:
         winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
     return {**summary, "run": str(directory.path)}
+
+
+def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:
+    """Whether a result names stages, choices and costs of the table it came with; the run may be somebody else's."""
+    metrics = set(summary["teacher"])
+    choices = {stage["name"]: {choice["name"]: choice for choice in stage["choices"]} for stage in table["stages"]} if table else {}
+    rows = [*(choice for stage in choices.values() for choice in stage.values()), *(winner for winner in summary["winners"] if winner["candidate"])]
+    fitting = all(
+        not winner["candidate"] or (set(winner["candidate"]) == set(choices) and all(c in choices[s] for s, c in winner["candidate"].items()))
+        for winner in summary["winners"]
+    )
+    return (
+        fitting
+        and bool(metrics)
+        and summary["stopped"] in get_args(Stopped)
+        and all(choices.values())
+        and all(isinstance(row.get(metric), int | float) for row in rows for metric in metrics)
+    )
 
 
 def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:

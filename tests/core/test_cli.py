@@ -204,12 +204,13 @@ def test_export_runs_no_file_that_a_run_names_unless_it_is_trusted(tmp_path: Pat
 def test_a_damaged_winner_is_not_exported(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
-    winner = {"eps": 0.1, "feasible": True, "candidate": {}, "divergence": 0.0, "stderr": 0.0, "n_samples": 1, "path": "winner"}
+    winner = {"eps": 0.1, "feasible": True, "candidate": {}, "divergence": 0.0, "stderr": 0.0, "n_samples": 1, "heldout_divergence": None, "path": "winner"}
     seconds = {"calibrate": 0.0, "measure": 0.0, "propose": 0.0, "total": 0.0}
     with run.record() as record:
+        record.set_fact("table", {"stages": [], "fixed": {"params": 1}})
         record.set_fact(
             "result",
-            {"space": "demo", "teacher": {}, "winners": [winner], "n_trials": 0, "n_measured": 0, "seconds": seconds, "stopped": "proof", "run": ""},
+            {"space": "demo", "teacher": {"params": 1}, "winners": [winner], "n_trials": 0, "n_measured": 0, "seconds": seconds, "stopped": "proof", "run": ""},
         )
     (run.path / "winner").mkdir()
     (run.path / "winner/weights").write_bytes(b"0123")

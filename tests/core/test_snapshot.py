@@ -13,10 +13,8 @@ from nas.trial import Trial
 
 CONFIG = {"space": {"name": "demo"}, "search": {"eps": [0.1]}}
 
-TABLE = {
-    "stages": [{"name": "a", "choices": [{"name": f"c{k}", "params": 1} for k in range(4)]}, {"name": "b", "choices": [{"name": "teacher", "params": 1}]}],
-    "fixed": {"params": 0},
-}
+CHOICES = [{"name": name, "params": 1, "calibration_error": None} for name in ("teacher", "c1", "c2", "c3")]
+TABLE = {"stages": [{"name": "a", "choices": CHOICES}, {"name": "b", "choices": CHOICES[:1]}], "fixed": {"params": 0}}
 
 
 def trial(number: int) -> Trial:
