@@ -44,7 +44,7 @@ class CutModel(StageGraph):
     def run(self, inputs: Values, blocks: Mapping[str, nn.Module] | None = None, observe: Observer | None = None) -> Tensor:
         """The model's output, with other blocks at the stages that `blocks` names."""
         chosen = {name: block for name, block in (blocks or {}).items() if block is not self[name].module}
-        with self._installed(chosen):
+        with self.installed(chosen):
             if observe is None:
                 return self.call(self.model, inputs)
             with self._watched(observe):
@@ -58,7 +58,7 @@ class CutModel(StageGraph):
         return {**found, self.steps[-1].name: (tuple(inputs[name] for name in self.inputs), (output,))}
 
     @contextmanager
-    def _installed(self, blocks: Mapping[str, nn.Module]) -> Iterator[None]:
+    def installed(self, blocks: Mapping[str, nn.Module]) -> Iterator[None]:
         """The blocks in the teacher's places, which get their own modules back."""
         before: list[tuple[str, nn.Module]] = []
         try:
@@ -118,16 +118,23 @@ class Rest(nn.Module):
 
     def __init__(self, model: nn.Module, call: ModelCall, names: Sequence[str], stages: Mapping[str, StageCall]) -> None:
         super().__init__()
-        inside = {id(p) for stage in stages.values() for path in stage.paths for p in model.get_submodule(path).parameters()}
-        for name, parameter in model.named_parameters():
-            if id(parameter) not in inside:
-                self.register_parameter(name.replace(".", "__"), parameter)
-        kept = {id(b) for stage in stages.values() for path in stage.paths for b in model.get_submodule(path).buffers()}
-        for name, buffer in model.named_buffers():
-            if id(buffer) not in kept:
-                self.register_buffer(name.replace(".", "__"), buffer)
+        self._adopt(model, "", {id(model.get_submodule(path)) for stage in stages.values() for path in stage.paths})
         self._structure = repr(model)
         self._run = _WithoutStages(model, call, tuple(names), stages)
+
+    def _adopt(self, parent: nn.Module, prefix: str, stages: set[int]) -> None:
+        """Takes over every module with no stage inside, and what else the containers of stages hold themselves."""
+        for name, parameter in parent.named_parameters(recurse=False):
+            self.register_parameter(f"{prefix}{name}", parameter)
+        for name, buffer in parent.named_buffers(recurse=False):
+            self.register_buffer(f"{prefix}{name}", buffer)
+        for name, child in parent.named_children():
+            if id(child) in stages:
+                continue
+            if stages.isdisjoint(map(id, child.modules())):
+                self.add_module(f"{prefix}{name}", child)
+            else:
+                self._adopt(child, f"{prefix}{name}__", stages)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The model's output."""

@@ -148,6 +148,11 @@ class Restored(nn.Module):
         for name, value in (attributes or {}).items():
             self.__dict__.setdefault(name, value)
 
+    @property
+    def returns_bare_tensor(self) -> bool:
+        """Whether the teacher returns one tensor with nothing around it."""
+        return self._result.spec.is_leaf()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The teacher's structure with the block's tensors."""
         return self._result.fill(tensors_of(self.block(*args, **kwargs)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
 from nas.blocks.features import FeatureBank
+from nas.blocks.saved import save_model
 from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
 from nas.errors import InputError
@@ -30,7 +31,7 @@ from nas.progress import Progress, Quiet
 from nas.protocols import Forecast, Task
 from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.spaces.forecast import forecast
-from nas.spaces.rules import NamedRule, index_rules
+from nas.spaces.rules import NamedRule, check_forbidden, index_rules
 
 Loss = Callable[[Tensor, Samples], float]
 """The task's own loss of an output `(n, ...)` on the samples it was computed for."""
@@ -50,7 +51,7 @@ class NetworkSpace:
         data: fit, measure and verify samples.
         divergence: distance between two outputs, per sample.
         loss: the task's own loss, reported beside the divergence; optional.
-        save: writes an assembled candidate as a model; optional.
+        save: writes an assembled candidate as a model; by default `nas.blocks.saved` does, in a form that it reads back.
         calibration: how blocks are fitted.
         evaluation: how candidates are measured.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
@@ -77,6 +78,7 @@ class NetworkSpace:
 
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
+        check_forbidden(self.rules, self.stages)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -209,7 +211,7 @@ class NetworkSpace:
             scale=evaluator.teacher_variance,
             verifier=assembly.verifier,
             heldout_loss=assembly.heldout_loss if self.loss else None,
-            export=assembly.export if self.save else None,
+            export=assembly.export,
             notes=self.notes,
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
         )
@@ -259,12 +261,14 @@ class Assembly:
 
     def export(self, candidate: Candidate, folder: Path) -> None:
         """Writes the candidate as a model into a folder, which appears only when it is whole."""
-        if self._network.save is None:
-            raise InputError(f"space '{self._network.name}' has no way to save a model")
+        network = self._network
         chosen = {stage.name: (stage.choices[k], self._module(stage, stage.choices[k])) for stage, k in zip(self.stages, candidate, strict=True) if k}
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            self._network.save(chosen, draft)
+            if network.save is None:
+                save_model(network.graph, chosen, draft)
+            else:
+                network.save(chosen, draft)
             write_manifest(draft)
             if folder.exists():
                 shutil.rmtree(folder)

@@ -25,7 +25,7 @@ def index_rules(rules: Sequence[NamedRule], stages: Sequence[Stage]) -> tuple[Ru
     """The rules on candidates as the search knows them.
 
     Raises:
-        InputError: a rule does not allow the teacher, or names a stage or choice that the space lacks.
+        InputError: a rule does not allow the teacher.
     """
     names = [[choice.name for choice in stage.choices] for stage in stages]
     keys = [stage.name for stage in stages]
@@ -37,14 +37,22 @@ def index_rules(rules: Sequence[NamedRule], stages: Sequence[Stage]) -> tuple[Ru
         return allows
 
     for rule in rules:
-        if isinstance(rule, Forbid):
-            _check(rule, dict(zip(keys, names, strict=True)))
         if not indexed(rule)((0,) * len(stages)):
             raise InputError("a rule forbids the teacher itself; a rule must allow the candidate that replaces nothing")
     return tuple(indexed(rule) for rule in rules)
 
 
+def check_forbidden(rules: Sequence[NamedRule], stages: Sequence[Stage]) -> None:
+    """Raises unless the stages have every choice that the rules forbid; blocks that failed to calibrate may be gone later."""
+    known = {stage.name: [choice.name for choice in stage.choices] for stage in stages}
+    for rule in rules:
+        if isinstance(rule, Forbid):
+            _check(rule, known)
+
+
 def _check(rule: Forbid, known: Mapping[str, Sequence[str]]) -> None:
-    for stage in rule.choices:
+    for stage, choice in rule.choices.items():
         if stage not in known:
             raise InputError(f"a rule names stage '{stage}', which the space lacks{did_you_mean(stage, known)}")
+        if choice not in known[stage]:
+            raise InputError(f"a rule names choice '{choice}' of stage '{stage}', which the space lacks{did_you_mean(choice, known[stage])}")

@@ -53,6 +53,10 @@ class FewerHeads(Reduction):
         return module
 
 
+_NORM_BEFORE = (("attn1", "norm1"), ("attn2", "norm2"), ("attention", "layernorm_before"), ("self_attn", "layer_norm1"), ("self_attn", "input_layernorm"))
+"""Attention and the normalisation that only it reads, by their names in a layer of diffusers and transformers."""
+
+
 @reduction
 @dataclass(frozen=True)
 class NoAttention(Reduction):
@@ -64,7 +68,13 @@ class NoAttention(Reduction):
         def zero(attention: Attention) -> nn.Module:
             return Zero(attention.returns_tensor, attention.out.out_features if attention.inside else attention.out.in_features)
 
-        return _rebuilt(self, teacher, zero)
+        twin = _rebuilt(self, teacher, zero)
+        for parent in twin.modules():
+            for attention, norm in _NORM_BEFORE:
+                before = getattr(parent, norm, None)
+                if isinstance(getattr(parent, attention, None), Zero) and isinstance(before, nn.LayerNorm):
+                    setattr(parent, norm, nn.Identity())  # nothing would read what it writes
+        return twin
 
 
 @reduction

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, cache, doctor, models, plan, runs, search
+from nas.cli import arena, blocks, cache, doctor, models, plan, runs, search
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -25,6 +25,7 @@ app.command("measure")(models.measure)
 app.command("calibrate")(models.calibrate)
 app.command("plan")(plan.plan)
 app.add_typer(models.spaces, name="spaces")
+app.add_typer(blocks.blocks, name="blocks")
 app.add_typer(cache.cache, name="cache")
 app.command("show")(runs.show)
 app.command("export")(runs.export)
