@@ -10,14 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nas.callbacks import Callback, closing
+from nas.clock import Clock
 from nas.errors import InputError
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
+from nas.report import ReportWriter
 from nas.space import SearchSpace
 from nas.study import Stopped, Study, Winner
+from nas.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ def search(
     new: bool = False,
     progress: Progress | None = None,
     on_trial: Callable[[Study], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> SearchResult:
     """Searches the cheapest candidate for each eps.
@@ -128,6 +133,7 @@ def search(
         new: moves an existing run of that name aside and starts afresh; otherwise the run goes on.
         progress: where to report; silent by default.
         on_trial: called with the study before the first and after each trial.
+        callbacks: followers of the search, such as loggers; the run directory's `report.html` is always kept.
         options: the other fields of `SearchOptions`.
 
     Raises:
@@ -142,7 +148,7 @@ def search(
     if asked.minimize or asked.where:  # wrong ones stop here, before anything is written or calibrated
         make_problem(source.space, source.costs(), asked)
     if workdir is None:
-        return _search(source, asked, None, report, on_trial, started)
+        return _search(source, asked, None, report, _followers(on_trial, callbacks), started)
     config = run_config(source, asked, origin)
     run = RunDirectory(Path(workdir) / (name or run_name(source.space.name, config)))
     if new:
@@ -150,7 +156,7 @@ def search(
     run.create(config)
     run.record()
     with run.lock():
-        return _search(source, asked, run, report, on_trial, started)
+        return _search(source, asked, run, report, [*_followers(on_trial, callbacks), ReportWriter(run.path, report)], started)
 
 
 def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -202,38 +208,75 @@ def stage_table(problem: Problem) -> dict[str, Any]:
     return {"stages": stages, "fixed": {metric: _number(problem.costs.fixed.get(metric, 0.0)) for metric in problem.costs.metrics}}
 
 
-def _search(
-    source: Space, asked: SearchOptions, run: RunDirectory | None, report: Progress, on_trial: Callable[[Study], None] | None, started: float
-) -> SearchResult:
+def _search(source: Space, asked: SearchOptions, run: RunDirectory | None, report: Progress, callbacks: Sequence[Callback], started: float) -> SearchResult:
     task = source.prepare(report)
     calibrated = time.monotonic()
     for note in task.notes:
         report.note(note)
     problem = make_problem(task.space, task.costs, asked, task.calibration_errors)
     record = run.record() if run else Record()
-    record.set_fact("table", stage_table(problem))
+    _write_facts(record, task, problem, asked)
     optimizer = resolve_optimizer(asked.optimizer, problem, asked.seed, delta=asked.delta, keep_dominated=asked.keep_dominated)
     dominated = optimizer.pruned(record.trials()) if isinstance(optimizer, StatesWhatIsLeft) else {}
     if dominated:
         report.note("left for last (dearer and worse than another block): " + "; ".join(f"{s}: {', '.join(c)}" for s, c in dominated.items()))
     study = Study(problem, optimizer, task.evaluator, record, verifier=task.verifier)
-    if on_trial is not None:
-        on_trial(study)
-    stopped = study.run(asked.trials, (lambda _: on_trial(study)) if on_trial is not None else None)
-    winners = tuple(study.winner(value) for value in asked.eps)
-    paths = _export(task, winners, run, record) if run else {}
-    earlier = record.fact("seconds", {"calibrate": 0.0, "total": 0.0})
-    seconds = {
-        "calibrate": round(earlier["calibrate"] + calibrated - started, 3),
-        "measure": round(study.seconds_measuring, 3),
-        "propose": round(study.seconds_proposing, 3),
-        "total": round(earlier["total"] + time.monotonic() - started, 3),
-    }
-    record.set_fact("seconds", seconds)
-    statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
-    result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements, task.scale)
-    record.set_fact("result", result.to_json())
+    clock = Clock(record, started, calibrated)
+
+    def follow(trials: Sequence[Trial]) -> None:
+        clock.trial()
+        for callback in callbacks:
+            callback.trial(study, trials[-1])
+
+    with closing(callbacks, clock.write):
+        for callback in callbacks:
+            callback.start(study)
+        stopped = study.run(asked.trials, follow)
+        winners = tuple(study.winner(value) for value in asked.eps)
+        paths = _export(task, winners, run, record) if run else {}
+        spent = clock.seconds
+        seconds = {
+            "calibrate": spent["calibrate"], "measure": round(study.seconds_measuring, 3),
+            "propose": round(study.seconds_proposing, 3), "total": spent["total"],
+        }  # fmt: skip
+        clock.write()
+        statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
+        result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements, task.scale)
+        record.set_fact("result", result.to_json())
+    for callback in callbacks:
+        callback.end(result.to_json())
     return result
+
+
+def _write_facts(record: Record, task: Task, problem: Problem, asked: SearchOptions) -> None:
+    """What readers of the record need beside the trials."""
+    record.set_fact("table", stage_table(problem))
+    record.set_fact("trials_asked", asked.trials)
+    record.set_fact("scale", task.scale)
+    if task.flow is not None:
+        edges = [[a, b, list(shared["values"])] for a, b, shared in task.flow.edges(data=True)]
+        record.set_fact("flow", {"steps": list(task.flow.nodes), "edges": edges})
+
+
+@dataclass(frozen=True, slots=True)
+class _Watcher:
+    """A function of the study as a callback."""
+
+    watch: Callable[[Study], None]
+
+    def start(self, study: Study) -> None:
+        self.watch(study)
+
+    def trial(self, study: Study, trial: Trial) -> None:
+        del trial
+        self.watch(study)
+
+    def end(self, result: Mapping[str, Any] | None) -> None:
+        del result
+
+
+def _followers(on_trial: Callable[[Study], None] | None, callbacks: Sequence[Callback]) -> list[Callback]:
+    return [*callbacks] if on_trial is None else [_Watcher(on_trial), *callbacks]
 
 
 def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Record) -> dict[float, str]:

@@ -10,6 +10,8 @@ from nas.space import Candidate, SearchSpace
 from nas.trial import Measurement, Trial
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from nas.progress import Progress
 
 
@@ -34,6 +36,19 @@ class StatesWhatIsLeft(Protocol):
         ...
 
 
+@runtime_checkable
+class Predicts(Protocol):
+    """An optimizer with a model of the divergence, which reports and explanations ask."""
+
+    def predict(self, trials: Sequence[Trial], candidates: Sequence[Candidate]) -> Floats:
+        """5 %, 50 % and 95 % quantiles of the divergence of candidates not yet measured, `(n, 3)`."""
+        ...
+
+    def cost_at(self, trials: Sequence[Trial], eps: float) -> Floats:
+        """Draws of the objective of the cheapest candidate that is feasible at any eps, `(D,)`."""
+        ...
+
+
 class OptimizerFactory(Protocol):
     """What the registry of optimizers holds: a class or function that makes an optimizer for a problem."""
 
@@ -54,7 +69,8 @@ class Task:
 
     `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative. `verifier` measures on
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
-    folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print.
+    folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
+    between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel.
     """
 
     space: SearchSpace
@@ -66,6 +82,7 @@ class Task:
     heldout_loss: Callable[[Candidate], float] | None = None
     export: Callable[[Candidate, Path], None] | None = None
     notes: tuple[str, ...] = field(default=())
+    flow: "nx.DiGraph[str] | None" = None
 
 
 class Space(Protocol):

@@ -79,6 +79,10 @@ class Record:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row[0])
 
+    def facts(self) -> dict[str, Any]:
+        """All named JSON values."""
+        return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM facts").fetchall()}
+
     def set_fact(self, name: str, value: Any) -> None:
         """Sets a named JSON value; it is on disk when this returns."""
         self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))

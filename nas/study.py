@@ -4,12 +4,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from nas.errors import ContractError
 from nas.problem import Problem
-from nas.protocols import Evaluator, Optimizer
+from nas.protocols import Evaluator, Optimizer, Predicts
 from nas.record import Record
 from nas.space import Candidate
 from nas.trial import Measurement, Trial, incumbent, least_divergent
@@ -70,7 +70,10 @@ class Study:
                 left = self.problem.space.n_candidates - len({self.problem.space.teacher, *(t.candidate for t in trials)})
                 return "exhausted" if left == 0 else "proof"
             candidate = self._checked(proposed[0], trials)
+            predicted = self.optimizer.predict(trials, [candidate])[0] if trials and isinstance(self.optimizer, Predicts) else None
             trial = self._measured(candidate, trials)
+            if predicted is not None:
+                trial = replace(trial, attrs={**trial.attrs, "predicted": [float(value) for value in predicted]})
             self.record.add(trial)
             trials.append(trial)
             if on_trial is not None:

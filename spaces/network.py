@@ -115,6 +115,7 @@ class NetworkSpace:
             heldout_loss=assembly.heldout_loss if self.loss else None,
             export=assembly.export if self.save else None,
             notes=self.notes,
+            flow=self.graph.dag,
         )
 
     @property

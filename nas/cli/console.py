@@ -12,6 +12,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from nas.amounts import amount
+
 if TYPE_CHECKING:
     from nas.study import Study
 
@@ -117,15 +119,3 @@ def incumbents(study: "Study") -> Table:
             ratio = teacher[objective] / max(best.costs[objective], 1e-12)
             table.add_row(f"{eps:g}", *costs, f"{ratio:.2f}x", f"{best.divergence:.3g} ± {best.stderr:.1g}")
     return table
-
-
-def amount(value: float) -> str:
-    """A count with its SI suffix.
-
-    >>> amount(1234567), amount(12)
-    ('1.235 M', '12')
-    """
-    for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g} {suffix}"
-    return f"{value:.4g}"

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from nas.amounts import amount
 from nas.cli import options
-from nas.cli.console import Terminal, amount, out, print_json
+from nas.cli.console import Terminal, out, print_json
 from nas.errors import InputError
 
 spaces = typer.Typer(help="List spaces, or show one.", invoke_without_command=True, rich_markup_mode=None)

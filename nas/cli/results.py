@@ -6,7 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.cli.console import amount, out
+from nas.amounts import amount
+from nas.cli.console import out
 
 _METRICS = {"params": "parameters", "macs": "MACs", "macs_with_attention": "+ attention"}
 
