@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, models, runs, search
+from nas.cli import arena, explain, models, runs, search
 from nas.cli.console import complain
 from nas.errors import NasError
 
@@ -23,6 +23,7 @@ app.command("measure")(models.measure)
 app.command("calibrate")(models.calibrate)
 app.add_typer(models.spaces, name="spaces")
 app.command("show")(runs.show)
+app.command("explain")(explain.explain)
 app.command("report")(runs.report)
 app.command("export")(runs.export)
 app.command("compare")(arena.compare)

@@ -51,6 +51,10 @@ class Forecast:
                 self._known[candidate] = Estimate(float(value), float(low), float(high), "predicted")
         return [self._known.get(candidate) for candidate in candidates]
 
+    def predicted(self, candidate: Candidate) -> float | None:
+        """The model's median for a candidate, measured or not: what other predictions are to be compared with."""
+        return None if self.model is None else float(self.model.predict(self.trials, [candidate])[0][1])
+
     def cost_at(self, eps: float) -> "tuple[float, float, float] | None":
         """5 %, 50 % and 95 % quantiles of the cost of the cheapest feasible candidate at another eps."""
         if self.model is None:
