@@ -71,8 +71,9 @@ class SearchResult:
 
     @property
     def table(self) -> dict[str, Any]:
-        """Every stage's choices with their costs and calibration errors."""
-        return stage_table(self.study.problem)
+        """Every stage's choices with their costs and calibration errors, and how to read their names."""
+        table: dict[str, Any] = self.study.record.fact("table")
+        return table
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `nas search`."""
@@ -250,7 +251,7 @@ def _search(source: Space, asked: SearchOptions, run: RunDirectory | None, repor
 
 def _write_facts(record: Record, task: Task, problem: Problem, asked: SearchOptions) -> None:
     """What readers of the record need beside the trials."""
-    record.set_fact("table", stage_table(problem))
+    record.set_fact("table", {**stage_table(problem), "legend": task.legend})
     record.set_fact("trials_asked", asked.trials)
     record.set_fact("scale", task.scale)
     if task.flow is not None:

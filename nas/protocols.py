@@ -70,7 +70,7 @@ class Task:
     `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative. `verifier` measures on
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
-    between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel.
+    between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks.
     """
 
     space: SearchSpace
@@ -83,6 +83,7 @@ class Task:
     export: Callable[[Candidate, Path], None] | None = None
     notes: tuple[str, ...] = field(default=())
     flow: "nx.DiGraph[str] | None" = None
+    legend: str = ""
 
 
 class Space(Protocol):

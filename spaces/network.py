@@ -45,6 +45,8 @@ class NetworkSpace:
         save: writes an assembled candidate as a model; optional.
         calibration: how blocks are fitted.
         evaluation: how candidates are measured.
+        notes: lines that every search on it prints.
+        legend: how to read the names of its blocks.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
     """
 
@@ -59,6 +61,7 @@ class NetworkSpace:
     evaluation: Settings = field(default_factory=Settings)
     home: Path | None = None
     notes: tuple[str, ...] = ()
+    legend: str = ""
 
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
@@ -116,6 +119,7 @@ class NetworkSpace:
             export=assembly.export if self.save else None,
             notes=self.notes,
             flow=self.graph.dag,
+            legend=self.legend,
         )
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.console import Terminal, err, out, print_json
+from nas.cli.console import Terminal, err, out, print_json, print_names
 from nas.errors import InputError
 
 
@@ -14,10 +14,7 @@ def optimizers(json: options.Json = False) -> None:
     """List the names that --optimizer takes."""
     from nas.names import OPTIMIZERS
 
-    if json:
-        print_json(OPTIMIZERS.names())
-    else:
-        out.print("\n".join(OPTIMIZERS.names()))
+    print_names(OPTIMIZERS, json)
 
 
 def compare(

@@ -42,6 +42,7 @@ Device = Annotated[str | None, typer.Option("--device", help="Where to compute: 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores by default.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for every trial: cost, divergence, what was expected.")]
 Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
 
 

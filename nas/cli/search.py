@@ -6,16 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from nas.cli import options
 from nas.cli.console import SearchView, Terminal, err, print_json
 from nas.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def search(
@@ -38,6 +35,7 @@ def search(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     _: options.Config = None,
 ) -> None:
     """Search the cheapest network within eps of the teacher: calibrates, searches, verifies, saves the winner.
@@ -55,7 +53,7 @@ def search(
     options.set_threads(threads)
     from nas.cli.results import print_result
 
-    with SearchView(trials, quiet) as view, _interruptible():
+    with SearchView(trials, quiet, verbose) as view, _interruptible():
         result = run_search(
             space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new,
             progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,

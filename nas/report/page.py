@@ -13,7 +13,7 @@ from nas.amounts import LEGEND
 from nas.findings import Findings, Found
 from nas.report import figures, tables
 from nas.report.forecast import Forecast
-from nas.report.stagemap import draw
+from nas.report.stagemap import draw, feeding_all
 
 
 def render(findings: Findings, forecast: Forecast | None = None) -> str:
@@ -38,11 +38,12 @@ def _detail(findings: Findings, winner: Found, forecast: Forecast | None) -> dic
     """What stands below the charts for one eps."""
     assert winner.trial is not None
     if findings.problem is None:
-        return {"eps": winner.eps, "feasible": winner.feasible, "map": None, "stages": [], "near": tables.nearly_won(findings, winner)}
+        return {"eps": winner.eps, "feasible": winner.feasible, "map": None, "left_out": (), "stages": [], "near": tables.nearly_won(findings, winner)}
     return {
         "eps": winner.eps,
         "feasible": winner.feasible,
         "map": draw(findings.problem, winner.trial.candidate, findings.facts.get("flow"), f"eps {winner.eps:g}"),
+        "left_out": feeding_all(findings.problem, findings.facts.get("flow")),
         "stages": tables.stage_rows(findings.problem, winner.trial, forecast),
         "near": tables.nearly_won(findings, winner),
     }

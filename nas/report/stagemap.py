@@ -63,6 +63,11 @@ def draw(problem: Problem, candidate: Candidate, flow: Mapping[str, Any] | None,
     return Markup(f'<svg class="map" {size} role="img" aria-label="{escape(words)}">{edges}{boxes}</svg>')  # all texts are escaped
 
 
+def feeding_all(problem: Problem, flow: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The fixed steps that the drawing leaves out because they feed almost every other one."""
+    return layout(flow_graph(flow, problem), frozenset(stage.name for stage in problem.space.stages)).everywhere
+
+
 def saving_class(share: float) -> str:
     """One of six steps from s0 (kept whole) to s5 (almost nothing left), for the share of the teacher's cost that is left.
 

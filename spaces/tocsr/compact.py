@@ -184,7 +184,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"it must hold a JSON object, got {type(content).__name__}")
     except (OSError, ValueError) as error:
-        raise InputError(f"teacher folder: {path} cannot be read: {error}; a teacher needs unet/ and scheduler/ as diffusers writes them") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"teacher folder: {path} cannot be read: {reason}; a teacher needs unet/ and scheduler/ as diffusers writes them") from error
     return content
 
 
