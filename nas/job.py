@@ -13,12 +13,17 @@ from typing import Any
 from nas.callbacks import Callback, closing
 from nas.clock import Clock
 from nas.errors import InputError
+from nas.findings import Findings
+from nas.frames import trials_frame
+from nas.loggers import logger
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
 from nas.report import ReportWriter
+from nas.report.notebook import snippet
+from nas.report.tables import headline
 from nas.space import SearchSpace
 from nas.study import Stopped, Study, Winner
 from nas.trial import Trial
@@ -75,6 +80,25 @@ class SearchResult:
         table: dict[str, Any] = self.study.record.fact("table")
         return table
 
+    @property
+    def findings(self) -> Findings:
+        """The same as reports and explanations read it."""
+        config = {"space": {"name": self.space}, "search": {"eps": [winner.eps for winner in self.winners]}}
+        facts = {**self.study.record.facts(), "result": self.to_json()}
+        return Findings(self.run or Path(), config, tuple(self.study.trials), self.study.problem, facts)
+
+    def trials_frame(self) -> Any:
+        """The trials as a pandas table."""
+        return trials_frame(self.study.problem.space, self.study.trials)
+
+    def __str__(self) -> str:
+        winners = (headline(self.findings, winner) for winner in self.findings.winners)
+        return "\n".join(f"{self.space}, eps {head.eps:g}: {head.title}, L {head.divergence or '-'}" for head in winners)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return snippet(self.findings)
+
     def to_json(self) -> dict[str, Any]:
         """The JSON of `nas search`."""
         problem = self.study.problem
@@ -121,6 +145,7 @@ def search(
     progress: Progress | None = None,
     on_trial: Callable[[Study], None] | None = None,
     callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
     **options: Any,
 ) -> SearchResult:
     """Searches the cheapest candidate for each eps.
@@ -135,6 +160,7 @@ def search(
         progress: where to report; silent by default.
         on_trial: called with the study before the first and after each trial.
         callbacks: followers of the search, such as loggers; the run directory's `report.html` is always kept.
+        log: names of loggers (tensorboard, wandb, mlflow), which write to the run directory's `logs`.
         options: the other fields of `SearchOptions`.
 
     Raises:
@@ -157,7 +183,8 @@ def search(
     run.create(config)
     run.record()
     with run.lock():
-        return _search(source, asked, run, report, [*_followers(on_trial, callbacks), ReportWriter(run.path, report)], started)
+        followers = [*_followers(on_trial, callbacks), *(logger(name, run.path / "logs") for name in log), ReportWriter(run.path, report)]
+        return _search(source, asked, run, report, followers, started)
 
 
 def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, explain, models, runs, search
+from nas.cli import arena, config, dashboard, explain, models, runs, search
 from nas.cli.console import complain
 from nas.errors import NasError
 
@@ -24,6 +24,8 @@ app.command("calibrate")(models.calibrate)
 app.add_typer(models.spaces, name="spaces")
 app.command("show")(runs.show)
 app.command("explain")(explain.explain)
+app.command("dashboard")(dashboard.dashboard)
+app.add_typer(config.config, name="config")
 app.command("report")(runs.report)
 app.command("export")(runs.export)
 app.command("compare")(arena.compare)

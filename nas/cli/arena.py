@@ -29,6 +29,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option("--plot", help="Write an SVG of regret over measurements, medians with quartile bands.")] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Compare optimizers on a space whose optimum is known: measurements to 1 % regret, regret, exactness, CPU time a proposal."""
     from nas.names import optimizer_factory, resolve_space
@@ -68,6 +69,7 @@ def tabulate(
     device: options.Device = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Measure every candidate of a small space into a table for --space table:FILE.npz; goes on where it was stopped."""
     from nas.names import resolve_space

@@ -105,6 +105,7 @@ def calibrate(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Calibrate the surrogate blocks of a space that are not in the store yet, and list all with their errors."""
     from nas.job import stage_table
@@ -138,6 +139,7 @@ def measure(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Measure candidates on all samples: costs, divergence, held-out divergence and loss."""
     from nas.names import resolve_space

@@ -18,16 +18,17 @@ from nas.cli.app import app, main
 from nas.record import Record, RunDirectory
 
 OPTIONS = {
-    "search": "config data delta device eps json keep-dominated library minimize name new optimizer quiet seed space teacher threads trials verbose where "
+    "search": "config data delta device eps json keep-dominated library log minimize name new optimizer quiet seed space teacher threads trials verbose where "
     "workdir",
-    "measure": "candidate data device json library quiet space teacher threads",
-    "calibrate": "data device json library quiet space teacher threads",
+    "measure": "candidate config data device json library quiet space teacher threads",
+    "calibrate": "config data device json library quiet space teacher threads",
     "show": "json run",
     "report": "json run to",
+    "dashboard": "host port run",
     "explain": "eps json run",
     "export": "candidate eps run to",
-    "compare": "eps jobs json minimize optimizers plot quiet seeds space trials where",
-    "tabulate": "data device library quiet space teacher threads to",
+    "compare": "config eps jobs json minimize optimizers plot quiet seeds space trials where",
+    "tabulate": "config data device library quiet space teacher threads to",
     "optimizers": "json",
 }
 
@@ -75,7 +76,7 @@ def test_the_options_of_every_verb_are_what_they_were() -> None:
     for verb, wanted in OPTIONS.items():
         names = {(parameter.opts[0].removeprefix("--") if parameter.opts[0].startswith("-") else parameter.name) for parameter in verbs[verb].params}
         assert names == set(wanted.split()), verb
-    assert set(verbs) == {*OPTIONS, "spaces"}
+    assert set(verbs) == {*OPTIONS, "spaces", "config"}
 
 
 def test_help_and_lists_import_no_torch() -> None:
@@ -281,7 +282,7 @@ def test_measure_prints_a_candidate_beside_the_teacher(table: Path) -> None:
 
 
 def test_verbose_tells_every_trial_and_quiet_none(table: Path) -> None:
-    command = ("search", "--space", f"table:{table}", "--eps", "0.5", "--workdir", str(table.parent), "--trials", "4", "--new")
+    command = ("search", "--space", f"table:{table}", "--eps", "0.012", "--workdir", str(table.parent), "--trials", "4", "--new")
     assert len([line for line in nas(*command, "-v").stderr.splitlines() if line.startswith("  ")]) == 4
     assert nas(*command, "-v", "-q", "--json").stderr == ""
 
