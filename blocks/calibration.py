@@ -3,18 +3,19 @@
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.blocks.features import StageFeatures, collect_features
+from nas.blocks.features import FeatureBank, StageFeatures
 from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.data import Samples
 from nas.errors import DamagedFile, DoesNotFit
 from nas.graph import StageGraph, call_step
-from nas.progress import Progress
+from nas.progress import Progress, Quiet
 from nas.space import Choice, Stage
 
 
@@ -117,27 +118,37 @@ class Calibrator:
         """The surrogate blocks that the store does not hold yet."""
         return [(stage, choice) for stage in stages for choice in stage.choices[1:] if self.key(stage, choice) not in self.store]
 
-    def run(self, stages: tuple[Stage, ...], progress: Progress) -> dict[tuple[str, str], CalibratedBlock]:
-        """(stage, choice) -> calibrated block, for every surrogate that could be fitted; the others are noted with their reason."""
-        self._fill(self.missing(stages), progress)
+    def run(
+        self, stages: tuple[Stage, ...], progress: Progress, left_out: Mapping[tuple[str, str], str] | None = None
+    ) -> dict[tuple[str, str], CalibratedBlock]:
+        """(stage, choice) -> calibrated block, for every surrogate that could be fitted; the others are noted with their reason.
+
+        Blocks `left_out`, each with its reason, are not tried.
+        """
+        reasons = dict(left_out or {})
+        self._fill([(stage, choice) for stage, choice in self.missing(stages) if (stage.name, choice.name) not in reasons], progress)
         blocks = {}
         for stage in stages:
             for choice in stage.choices[1:]:
-                block = self._load(stage, choice, progress)
+                name = (stage.name, choice.name)
+                block = None if name in reasons else self._load(stage, choice, progress)
                 if block is None:
-                    progress.note(f"block '{stage.name}/{choice.name}' is left out: {self.store.record(self.key(stage, choice)).reason}")
+                    reason = reasons.get(name) or self.store.record(self.key(stage, choice)).reason
+                    progress.note(f"block '{stage.name}/{choice.name}' is left out: {reason}")
                 else:
-                    blocks[stage.name, choice.name] = block
+                    blocks[name] = block
         return blocks
 
     def _fill(self, missing: list[tuple[Stage, Choice]], progress: Progress) -> None:
         if not missing:
             return
-        features = collect_features(self.graph, sorted({stage.name for stage, _ in missing}), self.samples, progress)
+        bank = FeatureBank(self.graph, self.samples, list(dict.fromkeys(stage.name for stage, _ in missing)))
+        bank.get(missing[0][0].name, progress)
         for stage, choice in progress.track(missing, "calibrating blocks"):
-            self._calibrate(stage, choice, features[stage.name])
+            self.calibrate(stage, choice, bank.get(stage.name, Quiet()))
 
-    def _calibrate(self, stage: Stage, choice: Choice, features: StageFeatures) -> None:
+    def calibrate(self, stage: Stage, choice: Choice, features: StageFeatures) -> None:
+        """Fits one block and stores it, or stores the reason why it could not be fitted."""
         started = time.monotonic()
         record = BlockRecord(stage.name, choice.name, choice.recipe.spec if choice.recipe else {}, None)
         weights: dict[str, Tensor] = {}

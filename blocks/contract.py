@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nas.cut import CutModel
 from nas.errors import ContractError, InputError
 from nas.graph import StageGraph, Step, Values, call_step
 from nas.space import Choice, Stage
+
+Passed = dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]]
+"""Step name -> what it reads and what it writes."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -30,7 +34,7 @@ def check_block(step: Step, block: nn.Module, inputs: Sequence[Any], choice: str
         ContractError: names stage, block, value, expected and got.
     """
     arguments = tuple(_on_meta(value) for value in inputs)
-    _check(step, choice, block, arguments, _call(step, step.module, arguments))
+    check_written(step, choice, block, arguments, _call(step, step.module, arguments))
 
 
 def check_recipes(graph: StageGraph, choices: Iterable[tuple[Stage, Choice]], inputs: Values) -> None:
@@ -39,17 +43,25 @@ def check_recipes(graph: StageGraph, choices: Iterable[tuple[Stage, Choice]], in
     Raises:
         DoesNotFit: a recipe cannot be applied to its stage.
     """
-    passed: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {}
+    passed = passed_on_meta(graph, inputs)
+    for stage, choice in choices:
+        if choice.recipe is None:
+            raise InputError(f"choice '{stage.name}/{choice.name}' has no recipe to check")
+        step = graph[stage.name]
+        check_written(step, choice.name, choice.recipe.build(without_weights(step.module)), *passed[stage.name])
+
+
+def passed_on_meta(graph: StageGraph, inputs: Values) -> Passed:
+    """What each step reads and writes, without values: traced without weights where the graph's steps say how, else taken from a real pass."""
+    if isinstance(graph, CutModel):
+        return {name: (tuple(map(_on_meta, read)), tuple(map(_on_meta, written))) for name, (read, written) in graph.passed(inputs).items()}
+    passed: Passed = {}
     values = {name: _on_meta(value) for name, value in inputs.items()}
     for step in graph.steps:
         arguments = tuple(values[name] for name in step.reads)
         passed[step.name] = arguments, _call(step, step.module, arguments)
         values.update(zip(step.writes, passed[step.name][1], strict=True))
-    for stage, choice in choices:
-        if choice.recipe is None:
-            raise InputError(f"choice '{stage.name}/{choice.name}' has no recipe to check")
-        step = graph[stage.name]
-        _check(step, choice.name, choice.recipe.build(without_weights(step.module)), *passed[stage.name])
+    return passed
 
 
 def without_weights(module: Module) -> Module:
@@ -59,13 +71,14 @@ def without_weights(module: Module) -> Module:
     return copy.deepcopy(module, memo)
 
 
-def _check(step: Step, choice: str, block: nn.Module, arguments: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+def check_written(step: Step, choice: str, block: nn.Module, arguments: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    """Raises unless the block writes what is expected, on the meta device."""
     where = f"block '{step.name}/{choice}'"
     try:
         got = _call(step, block, arguments)
     except ContractError as error:
         raise ContractError(f"{where} must write {len(expected)} values {step.writes} like the teacher: {error}") from error
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
         reads = ", ".join(f"'{name}' {_shape(value)}" for name, value in zip(step.reads, arguments, strict=True))
         raise ContractError(f"{where} cannot read {reads}: {str(error).splitlines()[0]}") from error
     for name, one, other in zip(step.writes, expected, got, strict=True):
@@ -79,7 +92,7 @@ def _call(step: Step, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[An
     # not `without_weights`: calling the module itself with other tensors copies nothing
     tensors = {name: tensor.detach().to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     with torch.no_grad():
-        return call_step(step, lambda *read: functional_call(module, tensors, read), arguments)  # type: ignore[arg-type]  # called like a module
+        return call_step(step, lambda *read, **more: functional_call(module, tensors, read, more), arguments)  # type: ignore[arg-type]  # called like a module
 
 
 def _on_meta(value: Any) -> Any:

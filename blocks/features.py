@@ -1,7 +1,10 @@
 """What each stage of the teacher reads and writes on the `fit` samples: the data of feature-wise distillation (Eq. 7 of [TOC-SR])."""
 
+import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,14 +44,80 @@ class StageFeatures:
         return torch.nonzero(~out).flatten(), torch.nonzero(out).flatten()
 
 
-def collect_features(graph: StageGraph, stages: Sequence[str], samples: Samples, progress: Progress, batch_size: int = 32) -> dict[str, StageFeatures]:
+def collect_features(
+    graph: StageGraph, stages: Sequence[str], samples: Samples, progress: Progress, batch_size: int = 32, folder: Path | None = None
+) -> dict[str, StageFeatures]:
     """Runs the teacher once over the samples and keeps what the named stages read and wrote.
 
-    Values that several stages share are kept once: a stage's reads are another's writes.
+    Values that several stages share are kept once: a stage's reads are another's writes. With a `folder` they lie in memory-mapped files there.
     """
+    kept: dict[_Key, Tensor] = {}
+    start = 0
+    with torch.no_grad():
+        for batch in progress.track(list(samples.chunks(batch_size)), "teacher features"):
+            for key, value in _observed(graph, stages, batch).items():
+                if key not in kept:
+                    kept[key] = _allocate((len(samples), *value.shape[1:]), value, folder, f"{key[0]}-{len(kept)}")
+                kept[key][start : start + len(value)] = value
+            start += len(batch)
     position = {step.name: index for index, step in enumerate(graph.steps)}
-    kept: dict[_Key, list[Tensor]] = {}
-    batch_values: dict[_Key, Tensor] = {}
+    features = {}
+    for name in stages:
+        reads, writes = _keys(graph, position[name])
+        features[name] = StageFeatures(graph[name], tuple(kept[k] for k in reads), tuple(kept[k] for k in writes), samples.groups)
+    return features
+
+
+def feature_bytes(graph: StageGraph, stages: Sequence[str], samples: Samples) -> dict[str, int]:
+    """Bytes that the features of each stage take, from running one sample; a value that two stages share counts for both."""
+    with torch.no_grad():
+        observed = _observed(graph, stages, samples.rows(slice(0, 1)))
+    position = {step.name: index for index, step in enumerate(graph.steps)}
+    return {name: len(samples) * sum(observed[key].nbytes for part in _keys(graph, position[name]) for key in part) for name in stages}
+
+
+class FeatureBank:
+    """The features of a teacher's stages, collected when first asked for: as many stages in one pass as the memory holds.
+
+    Args:
+        graph: the teacher.
+        samples: what it runs on.
+        stages: the stages that will be asked for, in that order.
+        budget_mb: memory for features; what one stage needs beyond it goes to a temporary memory-mapped file.
+    """
+
+    def __init__(self, graph: StageGraph, samples: Samples, stages: Sequence[str], budget_mb: int = 4096) -> None:
+        self._graph, self._samples, self._stages, self._budget = graph, samples, list(stages), budget_mb << 20
+        self._held: dict[str, StageFeatures] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def get(self, stage: str, progress: Progress) -> StageFeatures:
+        """The features of one stage."""
+        if stage not in self._held:
+            names, fits = self._next(stage)
+            self._held = {}
+            self._folder = None if fits else tempfile.TemporaryDirectory(prefix="nas-features-")
+            folder = Path(self._folder.name) if self._folder else None
+            self._held = collect_features(self._graph, names, self._samples, progress, folder=folder)
+        return self._held[stage]
+
+    def _next(self, stage: str) -> tuple[list[str], bool]:
+        """This stage and the ones after it that fit beside it, and whether it fits itself."""
+        after = self._stages[self._stages.index(stage) :] if stage in self._stages else [stage]
+        sizes = feature_bytes(self._graph, after, self._samples)
+        names, total = [stage], sizes[stage]
+        for name in after[1:]:
+            total += sizes[name]
+            if total > self._budget:
+                break
+            names.append(name)
+        return names, sizes[stage] <= self._budget
+
+
+def _observed(graph: StageGraph, stages: Sequence[str], batch: Samples) -> dict[_Key, Tensor]:
+    """Every value that the stages read or write on a batch."""
+    position = {step.name: index for index, step in enumerate(graph.steps)}
+    values: dict[_Key, Tensor] = {}
 
     def observe(step: Step, arguments: tuple[Any, ...], written: tuple[Any, ...]) -> None:
         if step.name in stages:
@@ -56,20 +125,17 @@ def collect_features(graph: StageGraph, stages: Sequence[str], samples: Samples,
             for key, value in zip((*reads, *writes), (*arguments, *written), strict=True):
                 if not isinstance(value, Tensor):
                     raise ContractError(f"step '{step.name}': '{key[1]}' must be a tensor to be calibrated on, got {type(value).__name__}")
-                batch_values[key] = value.detach()
+                values[key] = value.detach()
 
-    with torch.no_grad():
-        for batch in progress.track(list(samples.chunks(batch_size)), "teacher features"):
-            graph.run(batch.inputs, observe=observe)
-            for key, value in batch_values.items():
-                kept.setdefault(key, []).append(value.clone())
-            batch_values.clear()
-    joined = {key: torch.cat(values) for key, values in kept.items()}
-    features = {}
-    for name in stages:
-        reads, writes = _keys(graph, position[name])
-        features[name] = StageFeatures(graph[name], tuple(joined[k] for k in reads), tuple(joined[k] for k in writes), samples.groups)
-    return features
+    graph.run(batch.inputs, observe=observe)
+    return values
+
+
+def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path | None, name: str) -> Tensor:
+    if folder is None:
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    size = math.prod(shape)
+    return torch.from_file(str(folder / name), shared=True, size=size, dtype=like.dtype).view(shape)
 
 
 def _keys(graph: StageGraph, index: int) -> tuple[list[_Key], list[_Key]]:

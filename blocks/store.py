@@ -10,14 +10,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nas.errors import DamagedFile, InputError
+from nas.files import Form, read_json
 
 _MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is about 1 kB
 _VERSION = 1
+_NUMBER = int | float
+_MANIFEST: Form = {
+    "version": int, "key": str, "sha256": str, "stage": str, "choice": str, "spec": dict, "error": _NUMBER | None, "errors": {str: _NUMBER},
+    "steps": int, "seconds": _NUMBER, "reason": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class BlockStore:
         self.root = root
 
     def __contains__(self, key: str) -> bool:
-        return (self._folder(key) / "manifest.json").exists()
+        return (self.folder(key) / "manifest.json").exists()
 
     def keys(self) -> Iterator[str]:
         """All keys in the store, sorted."""
@@ -66,7 +73,7 @@ class BlockStore:
         """
         content = save_tensors({name: value.detach().cpu().contiguous() for name, value in weights.items()})
         manifest = {"version": _VERSION, "key": key, "sha256": hashlib.sha256(content).hexdigest(), **asdict(record)}
-        final = self._folder(key)
+        final = self.folder(key)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=final.parent))
@@ -98,36 +105,65 @@ class BlockStore:
         Raises:
             DamagedFile: the file is missing or its hash differs from the manifest's.
         """
-        path = self._folder(key) / "block.safetensors"
+        try:
+            return dict(load_tensors(self.check(key)))
+        except SafetensorError as error:
+            raise DamagedFile(f"block {self.folder(key)} holds no tensors: {error}; remove its folder to recalibrate it") from error
+
+    def check(self, key: str) -> bytes:
+        """The content of the block's file, which its manifest vouches for.
+
+        Raises:
+            DamagedFile: the file is missing or its hash differs from the manifest's.
+        """
+        path = self.folder(key) / "block.safetensors"
         try:
             content = path.read_bytes()
         except OSError as error:
             raise DamagedFile(f"block {path} cannot be read ({error.strerror}); remove its folder to recalibrate it") from error
         if hashlib.sha256(content).hexdigest() != self._manifest(key)["sha256"]:
             raise DamagedFile(f"block {path} is damaged (its hash differs from the manifest's); remove its folder to recalibrate it")
-        return dict(load_tensors(content))
+        return content
+
+    def packed(self, key: str) -> tuple[bytes, bytes]:
+        """The block as it is kept, manifest and weights, to be stored elsewhere by `unpack`.
+
+        Raises:
+            DamagedFile: it is not what its manifest vouches for.
+        """
+        self.weights(key)
+        return (self.folder(key) / "manifest.json").read_bytes(), (self.folder(key) / "block.safetensors").read_bytes()
+
+    def unpack(self, key: str, packed: tuple[bytes, bytes]) -> None:
+        """Stores a block that another store packed, unless it is there.
+
+        Raises:
+            DamagedFile: its weights are not what its manifest vouches for.
+        """
+        manifest, content = packed
+        if key in self:
+            return
+        found = json.loads(manifest)
+        if found.get("key") != key or hashlib.sha256(content).hexdigest() != found.get("sha256"):
+            raise DamagedFile(f"block {key[:12]} was damaged on its way from another machine")
+        self.put(key, BlockRecord(**{name: found[name] for name in BlockRecord.__dataclass_fields__}), load_tensors(content))
 
     def drop(self, key: str) -> None:
         """Moves a damaged block aside (suffix `.damaged`), so that it is calibrated again and nothing is destroyed."""
-        folder = self._folder(key)
+        folder = self.folder(key)
         aside = folder.with_name(folder.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
 
-    def _folder(self, key: str) -> Path:
+    def folder(self, key: str) -> Path:
+        """Where a block is kept, or would be."""
         return self.root / key[:2] / key
 
     def _manifest(self, key: str) -> dict[str, Any]:
-        path = self._folder(key) / "manifest.json"
-        try:
-            if path.stat().st_size > _MANIFEST_LIMIT:
-                raise ValueError(f"larger than {_MANIFEST_LIMIT} bytes")
-            manifest = json.loads(path.read_bytes())
-            wanted = {"version", "key", "sha256", *BlockRecord.__dataclass_fields__}
-            if not isinstance(manifest, dict) or set(manifest) != wanted or manifest["version"] != _VERSION or manifest["key"] != key:
-                raise ValueError("not a block manifest of this version and key")
-        except (OSError, ValueError, RecursionError) as error:
-            raise DamagedFile(f"manifest {path} is damaged ({error}); remove its folder to recalibrate the block") from error
+        path = self.folder(key) / "manifest.json"
+        manifest: dict[str, Any] = read_json(path, _MANIFEST, _MANIFEST_LIMIT)
+        if manifest["version"] != _VERSION or manifest["key"] != key:
+            raise DamagedFile(f"manifest {path} is not of this version and block; remove its folder to recalibrate the block")
         return manifest
 
 

@@ -1,11 +1,14 @@
 """Measured values that outlive a run: per-sample divergences by content key, in one SQLite file shared by all processes."""
 
 import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from nas.errors import InputError
+from nas.errors import DamagedFile, InputError
 from nas.problem import Floats
 
 
@@ -13,26 +16,67 @@ class EvaluationCache:
     """Content key -> the divergence of the first `m` samples, `(m,)` float64, in measurement order.
 
     Raises:
-        InputError: the file cannot be opened for writing.
+        InputError: the file cannot be opened or written.
+        DamagedFile: it is not such a cache.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        self.path = path
+        self._lock = threading.RLock()  # answers of workers arrive on threads of their own
+        with self._told():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS evaluations (key TEXT PRIMARY KEY, samples BLOB NOT NULL) WITHOUT ROWID")
-        except (OSError, sqlite3.Error) as error:
-            raise InputError(f"cannot open the evaluation cache {path}: {error}; set NAS_HOME to a writable folder") from error
 
     def get(self, key: str) -> Floats:
         """The values known so far, possibly none."""
-        row = self._db.execute("SELECT samples FROM evaluations WHERE key = ?", (key,)).fetchone()
-        return np.frombuffer(row[0], dtype="<f8") if row else np.empty(0)
+        with self._told():
+            row = self._db.execute("SELECT samples FROM evaluations WHERE key = ?", (key,)).fetchone()
+        return np.frombuffer(row[0], dtype="<f8") if row and _is_sound(row[0]) else np.empty(0)
 
     def put(self, key: str, samples: Floats) -> None:
         """Stores the values unless at least as many are known."""
-        self._db.execute(
-            "INSERT INTO evaluations VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET samples = excluded.samples WHERE length(excluded.samples) > length(samples)",
-            (key, samples.astype("<f8").tobytes()),
-        )
+        with self._told():
+            self._db.execute(
+                "INSERT INTO evaluations VALUES (?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET samples = excluded.samples WHERE length(excluded.samples) > length(samples)",
+                (key, samples.astype("<f8").tobytes()),
+            )
+
+    def size(self) -> tuple[int, int]:
+        """How many candidates it knows, and values in all."""
+        with self._told():
+            count, nbytes = self._db.execute("SELECT count(*), coalesce(sum(length(samples)), 0) FROM evaluations").fetchone()
+        return int(count), int(nbytes) // 8
+
+    def damaged(self) -> list[str]:
+        """Keys whose values cannot be divergences: not finite, negative or cut short."""
+        with self._told():
+            report = self._db.execute("PRAGMA integrity_check").fetchone()[0]
+            if report != "ok":
+                raise sqlite3.DatabaseError(report)
+            return [key for key, samples in self._db.execute("SELECT key, samples FROM evaluations") if not _is_sound(samples)]
+
+    def drop(self, keys: list[str] | None = None) -> int:
+        """Forgets the values of these keys, of all by default; how many there were."""
+        with self._told():
+            if keys is None:
+                return self._db.execute("DELETE FROM evaluations").rowcount
+            return sum(self._db.execute("DELETE FROM evaluations WHERE key = ?", (key,)).rowcount for key in keys)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says of what goes wrong where it did and what helps."""
+        try:
+            with self._lock:
+                yield
+        except (OSError, sqlite3.OperationalError) as error:
+            raise InputError(f"cannot use the evaluation cache {self.path}: {error}; set NAS_HOME to a writable folder with space") from error
+        except sqlite3.DatabaseError as error:
+            raise DamagedFile(f"the evaluation cache {self.path} is damaged ({error}); remove it: it is filled again as candidates are measured") from error
+
+
+def _is_sound(samples: bytes) -> bool:
+    values = np.frombuffer(samples, dtype="<f8") if len(samples) % 8 == 0 else np.array([-1.0])
+    return bool(len(values) and np.isfinite(values).all() and (values >= 0).all())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from nas.errors import ContractError, InputError
-from nas.graph import StageGraph, Values
+from nas.graph import CalledByStep, StageGraph, Values
 from nas.problem import CostTable
 from nas.space import Choice, Stage
 
@@ -48,7 +48,9 @@ class Macs:
     attention: int
 
 
-def count_costs(graph: StageGraph, stages: Sequence[Stage], blocks: Blocks, inputs: Values, extra: Mapping[str, Measure] | None = None) -> CostTable:
+def count_costs(
+    graph: StageGraph, stages: Sequence[Stage], blocks: Blocks, inputs: Values, extra: Mapping[str, Measure] | None = None, *, strict: bool = True
+) -> CostTable:
     """The table of `params`, `macs`, `macs_with_attention` and the `extra` measures for every stage and choice, and of the fixed steps.
 
     Args:
@@ -57,18 +59,20 @@ def count_costs(graph: StageGraph, stages: Sequence[Stage], blocks: Blocks, inpu
         blocks: a surrogate block for each choice but the teacher.
         inputs: graph inputs of one forward pass (batch 1 for costs per sample), real or on the meta device.
         extra: more additive numbers of a module, by metric name.
+        strict: fvcore must know every operator and agree; otherwise torch's counter counts alone, which sees what really runs.
 
     Raises:
         ContractError: two steps share parameters, so no sum of entries is exact; or the two counters disagree.
     """
     graph.check_stages([stage.name for stage in stages])
-    read = _arguments(graph, inputs)
+    read = {name: arguments for name, (arguments, _) in graph.passed(inputs).items()}
     measures: dict[str, Measure] = {"params": count_params, **(extra or {})}
     metrics = [*measures, "macs", "macs_with_attention"]
     _check_shared(graph, stages, blocks)
 
     def costs(module: nn.Module, step: str) -> list[float]:
-        macs = count_macs(module, read[step], where=f"step '{step}'")
+        called = module if graph[step].layout is None else CalledByStep(graph[step], module)
+        macs = count_macs(called, read[step], where=f"step '{step}'", strict=strict)
         return [*(float(measure(module)) for measure in measures.values()), macs.linear, macs.linear + macs.attention]
 
     table = np.full((len(metrics), len(stages), max(len(stage.choices) for stage in stages)), np.nan)
@@ -86,7 +90,7 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(module: nn.Module, arguments: tuple[Any, ...], where: str = "module") -> Macs:
+def count_macs(module: nn.Module, arguments: tuple[Any, ...], where: str = "module", *, strict: bool = True) -> Macs:
     """Multiply-adds of one call with these arguments.
 
     Raises:
@@ -94,7 +98,7 @@ def count_macs(module: nn.Module, arguments: tuple[Any, ...], where: str = "modu
     """
     with _evaluated(module), torch.no_grad():
         by_torch = _count_by_torch(module, arguments)
-        if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in (*arguments, *module.parameters())):
+        if not strict or any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in (*arguments, *module.parameters())):
             return by_torch
         by_fvcore = _count_by_fvcore(module, arguments, where)
     if by_fvcore != by_torch:
@@ -113,8 +117,13 @@ def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **more: Any) 
 def _count_by_torch(module: nn.Module, arguments: tuple[Any, ...]) -> Macs:
     # on CPU attention runs as an operator the counter has no formula for, and would count as 0 without a word
     cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={cpu_attention: _attention_flops}) as counter:
-        module(*arguments)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which would count as 0
+    try:
+        with FlopCounterMode(display=False, custom_mapping={cpu_attention: _attention_flops}) as counter:
+            module(*arguments)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     linear = attention = 0
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
         if str(operator).removeprefix("aten.").startswith(_ATTENTION_BY_TORCH):
@@ -158,14 +167,6 @@ def _block(graph: StageGraph, stage: Stage, choice: Choice, blocks: Blocks) -> n
     if choice.recipe is None:
         return graph[stage.name].module
     raise InputError(f"costs need a block for choice '{choice.name}' of stage '{stage.name}', none was given")
-
-
-def _arguments(graph: StageGraph, inputs: Values) -> dict[str, tuple[Any, ...]]:
-    """What each step reads in a forward pass of the teacher."""
-    read: dict[str, tuple[Any, ...]] = {}
-    with torch.no_grad():
-        graph.run(inputs, observe=lambda step, arguments, _: read.update({step.name: arguments}))
-    return read
 
 
 def _check_shared(graph: StageGraph, stages: Sequence[Stage], blocks: Blocks) -> None:

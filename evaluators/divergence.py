@@ -1,6 +1,7 @@
 """The divergence of assembled candidates from the teacher (Eq. 11 of [TOC-SR]), measured with reuse of step outputs and racing."""
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.cut import CutModel
 from nas.data import Samples
+from nas.errors import ContractError, InputError
 from nas.evaluators.cache import EvaluationCache
+from nas.fingerprint import code_identity
 from nas.graph import StageGraph, call_step
 from nas.problem import Floats
 from nas.space import Candidate
 from nas.trial import Measurement
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
-"""(teacher output, candidate output), each `(B, ...)` -> per-sample values `(B,)`."""
+Divergence = Callable[..., Tensor]
+"""(teacher output, candidate output), each `(B, ...)` -> per-sample values `(B,)`; one that takes three is also given the samples' target."""
 
 _VERSION = 1  # of the numbers: raise it when the same candidate would measure differently
 _RACING_Z = 4.0  # standard errors between the mean and eps before a verdict counts as clear
@@ -28,6 +32,24 @@ _RACING_Z = 4.0  # standard errors between the mean and eps before a verdict cou
 def mean_squared_error(teacher: Tensor, candidate: Tensor) -> Tensor:
     """Mean over elements of the squared difference, `(B,)`: L_gen, Eq. (11) of [TOC-SR]."""
     return (teacher - candidate).square().flatten(1).mean(1)
+
+
+def divergence_arguments(divergence: Divergence, samples: Samples) -> int:
+    """How many of (teacher output, candidate output, target) it takes.
+
+    Raises:
+        InputError: it takes another number, or the target of samples that have none.
+    """
+    required = [p for p in inspect.signature(divergence).parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(required) not in (2, 3):
+        raise InputError(f"divergence '{_name(divergence)}' must take the teacher's output, the candidate's and perhaps the target, takes {len(required)}")
+    if len(required) == 3 and samples.target is None:
+        raise InputError(f"divergence '{_name(divergence)}' takes a target, and the samples have none; give one with target=")
+    return len(required)
+
+
+def _name(divergence: Divergence) -> str:
+    return str(getattr(divergence, "__name__", divergence))
 
 
 def clustered_stderr(values: Floats, groups: np.ndarray) -> float:
@@ -83,6 +105,24 @@ class _Trace:
         return sum(v.nbytes for written in self._written for v in written if isinstance(v, Tensor))
 
 
+class _WholePass:
+    """Whole forward passes of a model whose data flow nobody knows; keeps nothing."""
+
+    nbytes = 0
+
+    def __init__(self, graph: CutModel, inputs: Mapping[str, Tensor]) -> None:
+        self._graph = graph
+        self._inputs = inputs
+
+    def run(self, modules: Sequence[nn.Module]) -> Any:
+        """The model's output with the given module at each step."""
+        return self._graph.run(self._inputs, {step.name: module for step, module in zip(self._graph.steps, modules, strict=True)})
+
+
+def _trace(graph: StageGraph, inputs: Mapping[str, Tensor]) -> "_Trace | _WholePass":
+    return _WholePass(graph, inputs) if isinstance(graph, CutModel) else _Trace(graph, inputs)
+
+
 class DivergenceEvaluator:
     """Measures candidates of one graph on one sample set.
 
@@ -114,12 +154,13 @@ class DivergenceEvaluator:
         self._graph, self._blocks, self._keys = graph, blocks, keys
         self._position = [next(i for i, step in enumerate(graph.steps) if step.name == name) for name in stages]
         self._divergence, self._cache, self._settings = divergence, cache, settings or Settings()
-        name = f"{getattr(divergence, '__module__', '')}.{getattr(divergence, '__qualname__', repr(divergence))}"
+        self._n_arguments = divergence_arguments(divergence, samples)
+        name = code_identity(divergence)
         dtype = str(next(iter(samples.inputs.values())).device.type)
         self._identity = [identity, samples.fingerprint, name, dtype, self._settings.chunk, _VERSION, torch.__version__]
         self._chunks = list(samples.chunks(self._settings.chunk))
         self._groups = samples.groups.numpy()
-        self._traces: dict[int, _Trace] = {}
+        self._traces: dict[int, _Trace | _WholePass] = {}
         self._teacher: dict[int, Tensor] = {}
 
     @property
@@ -164,10 +205,22 @@ class DivergenceEvaluator:
             if self._cache is not None and len(value) > had and np.isfinite(value).all():
                 self._cache.put(key, value)
         seconds = (time.monotonic() - started) / max(1, sum(len(v) > had for v, had in zip(values, known, strict=True)))
-        return [
-            self._measurement(v[: n or len(v)], 0.0 if len(v) == had else seconds, len(v) == had)
-            for v, n, had in zip(values, used, known, strict=True)
-        ]
+        return [self._measurement(v[: n or len(v)], 0.0 if len(v) == had else seconds, len(v) == had) for v, n, had in zip(values, used, known, strict=True)]
+
+    def known(self, candidate: Candidate, eps: Sequence[float] = ()) -> Measurement | None:
+        """The measurement as the cache holds it; None if samples are left to run."""
+        values = self.values(candidate)
+        used = self._decided(values, eps)
+        return None if used is None else self._measurement(values[:used], 0.0, True)
+
+    def values(self, candidate: Candidate) -> Floats:
+        """The divergence of each sample as far as the cache holds them, `(m,)`."""
+        return self._cache.get(self._key(candidate)) if self._cache else np.empty(0)
+
+    def remember(self, candidate: Candidate, values: Floats) -> None:
+        """Keeps values that another process measured."""
+        if self._cache is not None and len(values):
+            self._cache.put(self._key(candidate), values)
 
     def _measurement(self, values: Floats, seconds: float, cached: bool) -> Measurement:
         if not np.isfinite(values).all():
@@ -196,11 +249,16 @@ class DivergenceEvaluator:
         if number not in self._teacher:
             self._teacher[number] = self._run(number, (0,) * len(candidate))
         output = self._run(number, candidate)
+        outputs: tuple[Any, ...] = (self._teacher[number], output, self._chunks[number].target)
         with torch.no_grad():
-            return self._divergence(self._teacher[number], output).double().cpu().numpy()
+            values = self._divergence(*outputs[: self._n_arguments])
+        if not isinstance(values, Tensor) or values.shape != (len(output),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ContractError(f"divergence '{_name(self._divergence)}' must give one value a sample, ({len(output)},), got {got}")
+        return values.double().cpu().numpy()
 
     def _run(self, number: int, candidate: Candidate) -> Tensor:
-        trace = self._traces.pop(number, None) or _Trace(self._graph, self._chunks[number].inputs)
+        trace = self._traces.pop(number, None) or _trace(self._graph, self._chunks[number].inputs)
         with torch.no_grad():
             output: Tensor = trace.run(self.modules(candidate))
         self._traces[number] = trace  # most recently used last

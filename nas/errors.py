@@ -9,6 +9,10 @@ class NasError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message as one line, whatever it quotes."""
+        return " ".join(super().__str__().splitlines())
+
 
 class InputError(NasError):
     """A name, number, option or file that cannot be used as given."""

@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,15 +139,26 @@ def _config(path: Path, missing: list[str]) -> dict[str, Any]:
 
 def _recorded(path: Path, missing: list[str]) -> tuple[list[Trial], dict[str, Any]]:
     """Trials and facts; whatever part of the record is damaged is left out and named."""
-    trials: list[Trial] = []
     facts: dict[str, Any] = {}
     try:
         with Record(path / "study.db", read_only=True) as record:
-            facts = record.facts()
-            trials = record.trials()
-    except (NasError, sqlite3.Error, ValueError) as error:
-        missing.append(f"The record could not be read in full ({error}); `nas doctor` may salvage more.")
+            trials, lost = record.readable()
+            for name in record.facts():
+                try:
+                    facts[name] = record.fact(name)
+                except NasError as error:
+                    lost.append(str(error))
+    except NasError as error:
+        missing.append(f"The record could not be read ({error}).")
+        return [], facts
+    if lost:
+        missing.append(f"Parts of the record could not be read: {'; '.join(lost)}.")
     return trials, facts
+
+
+def facts_of(record: Record) -> dict[str, Any]:
+    """All facts of a sound record."""
+    return {name: record.fact(name) for name in record.facts()}
 
 
 def _fitting(trials: list[Trial], problem: Problem, missing: list[str]) -> list[Trial]:

@@ -6,9 +6,11 @@ from functools import cached_property
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import nn
 
 from nas.errors import ContractError, InputError, did_you_mean
+from nas.layout import Layout
 
 Values = Mapping[str, Any]
 Observer = Callable[["Step", tuple[Any, ...], tuple[Any, ...]], None]
@@ -20,13 +22,15 @@ class Step:
     """One module call of a staged model: reads named values, writes named values.
 
     The module is called with the read values as positional arguments and returns the written ones: a tuple, or the bare value
-    when there is one. A later step may write a name again; readers see the latest.
+    when there is one. A later step may write a name again; readers see the latest. A `layout` says otherwise how the module is
+    called and what of its result is written.
     """
 
     name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     module: nn.Module
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,13 @@ class StageGraph:
                 observe(step, arguments, written)
         return values[self.output]
 
+    def passed(self, inputs: Values) -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]]:
+        """Step name -> what it reads and writes in a forward pass of the teacher."""
+        found: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {}
+        with torch.no_grad():
+            self.run(inputs, observe=lambda step, arguments, written: found.update({step.name: (arguments, written)}))
+        return found
+
     @cached_property
     def sources(self) -> tuple[tuple[int, ...], ...]:
         """For each step, the index of the step that wrote each value it reads; -1 for an input of the graph."""
@@ -108,8 +119,26 @@ class StageGraph:
 
 def call_step(step: Step, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """What the module writes at this step, always as a tuple of `len(step.writes)` values."""
+    if step.layout is not None:
+        try:
+            return step.layout.call(module, arguments)
+        except ContractError as error:
+            raise ContractError(f"the module at step '{step.name}' {error}") from error
     result = module(*arguments)
     written = result if isinstance(result, tuple) else (result,)
     if len(written) != len(step.writes):
         raise ContractError(f"the module at step '{step.name}' must write {step.writes}, wrote {len(written)} values")
     return written
+
+
+class CalledByStep(nn.Module):
+    """A module called as its step calls it: with the values read, in order."""
+
+    def __init__(self, step: Step, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._step = step
+
+    def forward(self, *arguments: Any) -> tuple[Any, ...]:
+        """What the step writes."""
+        return call_step(self._step, self.module, arguments)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +11,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nas.bounds import check_together
 from nas.callbacks import Callback, closing
 from nas.clock import Clock
+from nas.crew import Crew
 from nas.errors import InputError
-from nas.findings import Findings
+from nas.executor import Executor, calibrate_apart, measured_apart, prepare
+from nas.findings import Findings, facts_of
 from nas.frames import trials_frame
 from nas.loggers import logger
+from nas.mounts import network_filesystem
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
-from nas.protocols import Space, StatesWhatIsLeft, Task
+from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
 from nas.report import ReportWriter
 from nas.report.notebook import snippet
@@ -84,7 +91,7 @@ class SearchResult:
     def findings(self) -> Findings:
         """The same as reports and explanations read it."""
         config = {"space": {"name": self.space}, "search": {"eps": [winner.eps for winner in self.winners]}}
-        facts = {**self.study.record.facts(), "result": self.to_json()}
+        facts = {**facts_of(self.study.record), "result": self.to_json()}
         return Findings(self.run or Path(), config, tuple(self.study.trials), self.study.problem, facts)
 
     def trials_frame(self) -> Any:
@@ -142,6 +149,7 @@ def search(
     workdir: Path | str | None = "runs",
     name: str | None = None,
     new: bool = False,
+    workers: int | Crew = 1,
     progress: Progress | None = None,
     on_trial: Callable[[Study], None] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -157,6 +165,7 @@ def search(
         workdir: where the run directory goes; None keeps the record in memory and saves nothing.
         name: the run directory's name; by default made from the space and a hash of everything that decides the result.
         new: moves an existing run of that name aside and starts afresh; otherwise the run goes on.
+        workers: how many processes calibrate and measure, or who does in full; more than one need a space given by name.
         progress: where to report; silent by default.
         on_trial: called with the study before the first and after each trial.
         callbacks: followers of the search, such as loggers; the run directory's `report.html` is always kept.
@@ -173,21 +182,26 @@ def search(
     origin = {"name": space, **chosen} if isinstance(space, str) else {"name": source.space.name}
     started = time.monotonic()
     if asked.minimize or asked.where:  # wrong ones stop here, before anything is written or calibrated
-        make_problem(source.space, source.costs(), asked)
+        make_problem(source.space, asked_costs(source, source.costs(), asked), asked)
+    crew = workers if isinstance(workers, Crew) else Crew(workers)
+    if not crew.alone and not isinstance(space, str):
+        raise InputError("several workers need a space they can make themselves; give its name or path/to/file.py:function")
     if workdir is None:
-        return _search(source, asked, None, report, _followers(on_trial, callbacks), started)
-    config = run_config(source, asked, origin)
+        with crew.open(str(space), chosen, source.fingerprint()) as executor:
+            return _search(source, asked, None, report, _followers(on_trial, callbacks), started, executor)
+    config = run_config(source, asked, origin, crew.workers)
     run = RunDirectory(Path(workdir) / (name or run_name(source.space.name, config)))
     if new:
         run.reset()
     run.create(config)
-    run.record()
-    with run.lock():
+    if kind := network_filesystem(run.path):
+        report.note(f"{run.path} lies on a network file system ({kind}): use one machine at a time, or --workdir on a local disk")
+    with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:
         followers = [*_followers(on_trial, callbacks), *(logger(name, run.path / "logs") for name in log), ReportWriter(run.path, report)]
-        return _search(source, asked, run, report, followers, started)
+        return _search(source, asked, run, report, followers, started, executor)
 
 
-def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], workers: int = 1) -> dict[str, dict[str, Any]]:
     """What `run.toml` holds: the resolved configuration, the fingerprints of what the space is made of, and versions."""
     return {
         "space": dict(origin),
@@ -199,10 +213,17 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any]) -
             "where": list(asked.where),
             "delta": asked.delta,
             "keep_dominated": asked.keep_dominated,
+            "workers": workers,
         },
-        "fingerprints": dict(source.fingerprint()),
+        "fingerprints": {**source.fingerprint(), **_measured_costs(source, asked)},
         "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
     }
+
+
+def _measured_costs(source: Space, asked: SearchOptions) -> dict[str, str]:
+    """Hashes of the costs on demand that the search rests on: a latency measured again is another search."""
+    costs = asked_costs(source, CostTable({}), asked)
+    return {metric: hashlib.sha256(table.tobytes()).hexdigest()[:16] for metric, table in costs.by_choice.items()}
 
 
 def run_name(name: str, config: Mapping[str, Mapping[str, Any]]) -> str:
@@ -215,7 +236,34 @@ def run_name(name: str, config: Mapping[str, Mapping[str, Any]]) -> str:
 def make_problem(space: SearchSpace, costs: CostTable, asked: SearchOptions, calibration_errors: Floats | None = None) -> Problem:
     """The problem that a space and the options state; an unknown metric or a bound that nothing satisfies is an error."""
     bounds = tuple(Bound.parse(text, costs) for text in asked.where)
+    check_together(bounds, costs)
     return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors)
+
+
+def asked_metrics(asked: SearchOptions) -> set[str]:
+    """The metrics that the options name."""
+    named = {re.split(r"\W", text.strip(), maxsplit=1)[0] for text in asked.where}
+    return named | ({asked.minimize} if asked.minimize else set())
+
+
+def asked_costs(source: Space, costs: CostTable, asked: SearchOptions, space: SearchSpace | None = None) -> CostTable:
+    """The costs with those that the options name and the space counts on demand; `space` is the source's own, or what calibration left of it."""
+    more = [metric for metric in source.more_costs if metric in asked_metrics(asked)] if isinstance(source, HasMoreCosts) else []
+    by_choice, fixed = dict(costs.by_choice), dict(costs.fixed)
+    for metric in more:
+        assert isinstance(source, HasMoreCosts)
+        whole, fixed[metric] = source.cost(metric)
+        by_choice[metric] = _left_of(whole, source.space, space or source.space)
+    return CostTable(by_choice, fixed)
+
+
+def _left_of(table: Floats, whole: SearchSpace, space: SearchSpace) -> Floats:
+    """The entries of the choices that are left, `(S, K)`."""
+    left = np.full((len(space.stages), max(space.sizes)), np.nan)
+    for s, stage in enumerate(space.stages):
+        for k, choice in enumerate(stage.choices):
+            left[s, k] = table[s, whole.stages[s].index(choice.name)]
+    return left
 
 
 def default_objective(costs: CostTable, asked: str | None = None) -> str:
@@ -236,19 +284,32 @@ def stage_table(problem: Problem) -> dict[str, Any]:
     return {"stages": stages, "fixed": {metric: _number(problem.costs.fixed.get(metric, 0.0)) for metric in problem.costs.metrics}}
 
 
-def _search(source: Space, asked: SearchOptions, run: RunDirectory | None, report: Progress, callbacks: Sequence[Callback], started: float) -> SearchResult:
-    task = source.prepare(report)
+def _search(
+    source: Space,
+    asked: SearchOptions,
+    run: RunDirectory | None,
+    report: Progress,
+    callbacks: Sequence[Callback],
+    started: float,
+    executor: Executor | None = None,
+) -> SearchResult:
+    left_out = calibrate_apart(source, executor, report) if executor else {}
+    task = prepare(source, report, left_out)
     calibrated = time.monotonic()
     for note in task.notes:
         report.note(note)
-    problem = make_problem(task.space, task.costs, asked, task.calibration_errors)
+    problem = make_problem(task.space, asked_costs(source, task.costs, asked, task.space), asked, task.calibration_errors)
     record = run.record() if run else Record()
     _write_facts(record, task, problem, asked)
+    record.set_fact("blocks", dict(task.blocks))
+    if run:
+        record.set_fact("config", run.config())
     optimizer = resolve_optimizer(asked.optimizer, problem, asked.seed, delta=asked.delta, keep_dominated=asked.keep_dominated)
     dominated = optimizer.pruned(record.trials()) if isinstance(optimizer, StatesWhatIsLeft) else {}
     if dominated:
         report.note("left for last (dearer and worse than another block): " + "; ".join(f"{s}: {', '.join(c)}" for s, c in dominated.items()))
-    study = Study(problem, optimizer, task.evaluator, record, verifier=task.verifier)
+    evaluator, verifier = (task.evaluator, task.verifier) if executor is None else measured_apart(executor, task, left_out)
+    study = Study(problem, optimizer, evaluator, record, verifier=verifier)
     clock = Clock(record, started, calibrated)
 
     def follow(trials: Sequence[Trial]) -> None:

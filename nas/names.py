@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from nas.blocks.catalogue import CATALOGUE
 from nas.errors import InputError
 from nas.registry import Registry
 
 if TYPE_CHECKING:
+    from nas.blocks.recipe import BlockRecipe
     from nas.problem import Problem
     from nas.protocols import Optimizer, OptimizerFactory, Space
 
@@ -31,6 +33,8 @@ SPACES: "Registry[Callable[..., Space]]" = Registry(
         "table": "table:FILE.npz, divergences that `nas tabulate` or you measured before",
     },
 )
+
+BLOCKS: "Registry[type[BlockRecipe]]" = Registry("block", "nas.blocks", {entry.name: entry.target for entry in CATALOGUE})
 
 OPTIMIZERS: "Registry[OptimizerFactory]" = Registry(
     "optimizer",

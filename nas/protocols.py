@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nas.problem import CostTable, Floats, Problem
 from nas.space import Candidate, SearchSpace
 from nas.trial import Measurement, Trial
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import networkx as nx
 
     from nas.progress import Progress
@@ -63,6 +65,78 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
+class MeasuresApart(Protocol):
+    """An evaluator whose measurements run elsewhere, `width` at a time."""
+
+    @property
+    def width(self) -> int:
+        """Measurements under way at a time."""
+        ...
+
+    def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
+        """The measurement of one candidate, to come."""
+        ...
+
+
+@runtime_checkable
+class HasMoreCosts(Protocol):
+    """A space with additive costs that are not in its table unless they are asked for, such as `latency_ms`."""
+
+    @property
+    def more_costs(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+    def cost(self, metric: str) -> tuple[Floats, float]:
+        """One of them for every stage and choice, `(S, K)`, and for what is fixed."""
+        ...
+
+
+@runtime_checkable
+class HasLatency(Protocol):
+    """A space whose blocks can be timed on its device."""
+
+    def measure_latency(self, progress: "Progress", batch: int = 1) -> dict[str, Any]:
+        """Times every block, keeps the table for `latency_ms`, and returns it with its error on whole candidates, as JSON values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a search on a space will take, from a short probe.
+
+    Attributes:
+        blocks: surrogate blocks in the library; `missing` of them are to be calibrated.
+        samples: set name -> number of samples.
+        calibrate_s: seconds to calibrate what is missing if no block stops early.
+        measure_s: seconds to measure one candidate of the teacher's size on all samples.
+        weights_mb: teacher and all blocks in memory.
+        features_mb: what the teacher's stages read and wrote on the fit samples, for the stages with missing blocks.
+        activation_mb: intermediate values of a forward pass on one chunk, at most.
+        disk_mb: blocks that will be stored and one exported model, at most.
+    """
+
+    blocks: int
+    missing: int
+    samples: Mapping[str, int]
+    calibrate_s: float
+    measure_s: float
+    weights_mb: float
+    features_mb: float
+    activation_mb: float
+    disk_mb: float
+
+
+@runtime_checkable
+class CanForecast(Protocol):
+    """A space that can say what a search on it will take."""
+
+    def forecast(self) -> Forecast:
+        """The forecast, as the block store stands."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """A space made ready to be searched: calibrated, counted, measurable.
@@ -71,6 +145,7 @@ class Task:
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
     between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks.
+    `blocks` are the content keys of its calibrated blocks, by `stage/choice`.
     """
 
     space: SearchSpace
@@ -82,6 +157,7 @@ class Task:
     heldout_loss: Callable[[Candidate], float] | None = None
     export: Callable[[Candidate, Path], None] | None = None
     notes: tuple[str, ...] = field(default=())
+    blocks: Mapping[str, str] = field(default_factory=dict)
     flow: "nx.DiGraph[str] | None" = None
     legend: str = ""
 

@@ -1,32 +1,64 @@
-"""The record of a run: its directory, its configuration, and one SQLite table of trials that survives kill -9."""
+"""The record of a run: its directory, its configuration, and one SQLite file of trials and facts that survives kill -9."""
 
 import fcntl
+import hashlib
+import itertools
 import json
 import os
 import shutil
 import socket
 import sqlite3
+import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nas.errors import DamagedFile, InputError, RunInUse, RunMismatch
+from nas.errors import DamagedFile, InputError, NasError, RunInUse, RunMismatch
+from nas.files import Form, check_form, parse_json, read_toml, write_whole
+from nas.snapshot import copy_database
 from nas.trial import Trial
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trials (
     number INTEGER PRIMARY KEY, candidate TEXT NOT NULL UNIQUE, costs TEXT NOT NULL, divergence REAL, stderr REAL NOT NULL,
-    n_samples INTEGER NOT NULL, seconds REAL NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, attrs TEXT NOT NULL
+    n_samples INTEGER NOT NULL, seconds REAL NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, attrs TEXT NOT NULL,
+    checksum TEXT NOT NULL DEFAULT ''
 );
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL DEFAULT '');
 """
+
+_BUSY_S = 60.0  # how long a lock that somebody else holds on the file (a backup, say) is waited for
+_GIVE_UP = 200  # numbers in a row that cannot be read, after which the table is taken to end
+
+_NUMBER = int | float
+_TRIAL: Form = {
+    "candidate": [int], "costs": {str: _NUMBER}, "divergence": _NUMBER | None, "stderr": _NUMBER, "n_samples": int, "seconds": _NUMBER,
+    "state": str, "reason": str, "attrs": {str: object},
+}  # fmt: skip
+_TABLE: Form = {"stages": [{"name": str, "choices": [{"name": str, "calibration_error": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
+_WINNER: Form = {
+    "eps": _NUMBER, "feasible": bool, "candidate": dict | None, "divergence": _NUMBER | None, "stderr": _NUMBER | None, "n_samples": int,
+    "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER}],
+}  # fmt: skip
+_SECONDS: Form = {"calibrate": _NUMBER, "measure": _NUMBER, "propose": _NUMBER, "total": _NUMBER}
+_RESULT: Form = {
+    "space": str, "teacher": {str: _NUMBER}, "winners": [_WINNER], "n_trials": int, "n_measured": int, "seconds": _SECONDS,
+    "stopped": str, "statements?": [str], "run": str | None,
+}  # fmt: skip
+_CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}}
+_FACTS: dict[str, Form] = {
+    "table": _TABLE, "result": _RESULT, "seconds": {"calibrate": _NUMBER, "total": _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict},
+    "saved": {str: [int]}, "blocks": {str: str}, "config": {str: dict},
+}  # fmt: skip
 
 
 class Record:
     """Trials in order and named facts (JSON values) of one run, in one SQLite file; `:memory:` keeps them for the process only.
+
+    A `read_only` record is a copy taken at that moment: reading neither waits for the writer, nor blocks it, nor changes a file.
 
     Raises:
         InputError: the file cannot be opened or written.
@@ -34,64 +66,146 @@ class Record:
     """
 
     def __init__(self, path: Path | str = ":memory:", *, read_only: bool = False) -> None:
-        self._path = path
+        self.path = path
+        self._copy = tempfile.TemporaryDirectory(prefix="nas-record-") if read_only else None
         try:
-            if read_only:
-                self._db = sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True, timeout=60, isolation_level=None)
-            else:
-                self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.executescript(_SCHEMA)
-            self._db.execute("SELECT count(*) FROM trials").fetchone()
+            self._db = sqlite3.connect(copy_database(Path(path), Path(self._copy.name)) if self._copy else path, timeout=_BUSY_S, isolation_level=None)
+            self._db.text_factory = lambda content: content.decode("utf-8", "replace")  # what is not UTF-8 fails its checksum
+            self._db.execute("PRAGMA trusted_schema=OFF")  # the file may come from somebody else
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            _check_schema(self._db)
+            self._db.executescript(_SCHEMA)
+            _add_checksums(self._db)
         except sqlite3.OperationalError as error:
+            self.close()
             raise InputError(f"cannot open the record {path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise DamagedFile(f"record {path} is damaged: {error}") from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter while it words the former
+            self.close()
+            raise DamagedFile(f"record {path} is damaged: {error}; `nas doctor RUN --repair` saves what can be read") from error
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> "Record":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._db.close()
+        self.close()
+
+    def close(self) -> None:
+        """Ends the use of the file; nothing is lost without it."""
+        if hasattr(self, "_db"):
+            self._db.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def trials(self) -> list[Trial]:
-        """All trials by number."""
-        rows = self._db.execute("SELECT * FROM trials ORDER BY number").fetchall()
-        try:
-            return [
-                Trial(number, tuple(json.loads(candidate)), json.loads(costs), divergence, stderr, n_samples, seconds, state, reason, json.loads(attrs))
-                for number, candidate, costs, divergence, stderr, n_samples, seconds, state, reason, attrs in rows
-            ]
-        except (ValueError, TypeError) as error:
-            raise DamagedFile(f"record {self._path} holds a trial that cannot be read: {error}") from error
+        """All trials by number.
+
+        Raises:
+            DamagedFile: one of them is not what was written; names it.
+        """
+        trials = [self._trial(row) for row in self._read("SELECT * FROM trials ORDER BY number")]
+        for number, trial in enumerate(trials):
+            if trial.number != number:
+                raise DamagedFile(f"record {self.path} has no trial {number}; `nas doctor RUN --repair` closes the gap")
+        return trials
+
+    def readable(self) -> tuple[list[Trial], list[str]]:
+        """The trials that can be read, one by one, and a line for each that cannot."""
+        trials: list[Trial] = []
+        lost: dict[int, str] = {}
+        last = self._last()
+        for number in range(last + 1) if last is not None else itertools.count():
+            try:
+                rows = self._read("SELECT * FROM trials WHERE number = ?", (number,))
+                if not rows:
+                    raise DamagedFile(f"record {self.path}: trial {number} is missing")
+                trials.append(self._trial(rows[0]))
+            except NasError as error:
+                lost[number] = str(error)
+            if last is None and number - (trials[-1].number if trials else -1) > _GIVE_UP:
+                break
+        if last is None:  # the end of the table cannot be read: how many trials it held is not known
+            end = trials[-1].number if trials else -1
+            lost = {number: line for number, line in lost.items() if number <= end + 1}
+        return trials, list(lost.values())
 
     def add(self, trial: Trial) -> None:
         """Appends a trial; it is on disk when this returns."""
         row = (
-            trial.number, json.dumps(trial.candidate), json.dumps(dict(trial.costs)), trial.divergence, trial.stderr,
-            trial.n_samples, trial.seconds, trial.state, trial.reason, json.dumps(dict(trial.attrs)),
+            trial.number, json.dumps(trial.candidate), json.dumps(dict(trial.costs)), trial.divergence, float(trial.stderr),
+            trial.n_samples, float(trial.seconds), trial.state, trial.reason, json.dumps(dict(trial.attrs)),
         )  # fmt: skip
-        self._write("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._write("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, _checksum(row)))
+
+    def facts(self) -> list[str]:
+        """Names of the facts."""
+        return [str(name) for (name,) in self._read("SELECT name FROM facts ORDER BY name")]
 
     def fact(self, name: str, default: Any = None) -> Any:
-        """A named JSON value."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        """A named JSON value.
 
-    def facts(self) -> dict[str, Any]:
-        """All named JSON values."""
-        return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM facts").fetchall()}
+        Raises:
+            DamagedFile: it is not what was written.
+        """
+        rows = self._read("SELECT value, checksum FROM facts WHERE name = ?", (name,))
+        if not rows:
+            return default
+        value, checksum = rows[0]
+        where = f"record {self.path}: fact '{name}'"
+        if checksum and checksum != _checksum((name, value)):
+            raise DamagedFile(f"{where} is damaged (its checksum differs); `nas doctor RUN --repair` removes it, the same search makes it again")
+        return parse_json(check_form(value, str, where), where, _FACTS.get(name, object))
 
     def set_fact(self, name: str, value: Any) -> None:
         """Sets a named JSON value; it is on disk when this returns."""
-        self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+        text = json.dumps(value)
+        self._write("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, text, _checksum((name, text))))
+
+    def faults(self) -> list[str]:
+        """What SQLite itself finds wrong with the file; empty when it is sound."""
+        try:
+            return [str(line) for (line,) in self._db.execute("PRAGMA integrity_check(20)") if line != "ok"]
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            return [str(error)]
+
+    def _last(self) -> int | None:
+        """The highest number, -1 without trials; None where it cannot be read."""
+        try:
+            (last,) = self._read("SELECT max(number) FROM trials")[0]
+        except NasError:
+            return None
+        return -1 if last is None else int(last)
+
+    def _trial(self, row: tuple[Any, ...]) -> Trial:
+        where = f"record {self.path}: trial {row[0]}"
+        if row[-1] and row[-1] != _checksum(row[:-1]):
+            raise DamagedFile(f"{where} is damaged (its checksum differs); `nas doctor RUN --repair` keeps the others")
+        number, candidate, costs, divergence, stderr, n_samples, seconds, state, reason, attrs, _ = row
+        parsed = {name: parse_json(check_form(text, str, where), where) for name, text in (("candidate", candidate), ("costs", costs), ("attrs", attrs))}
+        values = {**parsed, "divergence": divergence, "stderr": stderr, "n_samples": n_samples, "seconds": seconds, "state": state, "reason": reason}
+        check_form(values, _TRIAL, where)
+        if state not in ("complete", "failed"):
+            raise DamagedFile(f"{where}: state must be complete or failed, got '{state[:40]}'")
+        return Trial(number, **{**values, "candidate": tuple(parsed["candidate"])})
+
+    def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise InputError(f"cannot read the record {self.path}: {error}") from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise DamagedFile(f"record {self.path} is damaged: {error}; `nas doctor RUN --repair` saves what can be read") from error
 
     def _write(self, statement: str, row: tuple[Any, ...]) -> None:
         try:
             self._db.execute(statement, row)
-        except sqlite3.OperationalError as error:
-            raise InputError(f"cannot write to the record {self._path}: {error}; nothing recorded before is lost") from error
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"cannot write to the record {self.path}: {error}; nothing recorded before is lost, the same command goes on") from error
 
 
 class RunDirectory:
@@ -121,26 +235,36 @@ class RunDirectory:
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(13, "permission denied")
             if not (self.path / "run.toml").exists():
-                draft = self.path / f".run.toml.{os.getpid()}"
-                draft.write_text(to_toml(config), encoding="utf-8")
-                draft.rename(self.path / "run.toml")
+                write_whole(self.path / "run.toml", to_toml(config).encode())
+        except UnicodeEncodeError as error:
+            raise InputError(f"{error.object[:200]!r} must be Unicode text to be written to run.toml; rename the file it names") from None
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another --workdir") from error
         self._check_same(config)
 
     def config(self) -> dict[str, Any]:
-        """The content of `run.toml`."""
-        try:
-            return tomllib.loads((self.path / "run.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DamagedFile(f"{self.path / 'run.toml'} cannot be read: {error}") from error
+        """The content of `run.toml`.
+
+        Raises:
+            DamagedFile: it is not what `create` writes.
+        """
+        config = read_toml(self.path / "run.toml")
+        check_form(config, _CONFIG, str(self.path / "run.toml"))
+        return config
 
     def record(self, *, read_only: bool = False) -> Record:
         """The record of trials."""
         return Record(self.path / "study.db", read_only=read_only)
 
     def reset(self) -> None:
-        """Moves what is there aside (suffix `.old-TIME`), so that a new run can start; nothing is deleted."""
+        """Moves what is there aside (suffix `.old-TIME`), so that a new run can start; nothing is deleted.
+
+        Raises:
+            RunInUse: another process is writing it.
+        """
+        if (self.path / ".lock").exists():
+            with self.lock():
+                pass
         if self.path.exists():
             shutil.move(self.path, self.path.with_name(f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
 
@@ -155,7 +279,11 @@ class RunDirectory:
         Raises:
             RunInUse: another live process holds it.
         """
-        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another --workdir") from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -191,6 +319,27 @@ def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for section, values in config.items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
+        # DEL is the one character that JSON writes plainly and TOML does not allow
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in values.items() if value is not None]
         lines.append("")
     return "\n".join(lines)
+
+
+def _checksum(row: Iterable[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(row)).encode()).hexdigest()[:16]
+
+
+def _check_schema(db: sqlite3.Connection) -> None:
+    """Raises unless the file holds nothing but plain tables and indices: a view or a trigger would be somebody else's code."""
+    for kind, name in db.execute("SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')"):
+        raise sqlite3.DatabaseError(f"it has a {kind} '{name}', which no record has")
+
+
+def _add_checksums(db: sqlite3.Connection) -> None:
+    """Gives the tables of a record from before checksums an empty one."""
+    for table, columns in (("trials", 10), ("facts", 2)):
+        found = db.execute(f"SELECT count(*) FROM pragma_table_info('{table}')").fetchone()[0]
+        if found == columns:
+            db.execute(f"ALTER TABLE {table} ADD COLUMN checksum TEXT NOT NULL DEFAULT ''")
+        elif found != columns + 1:
+            raise sqlite3.DatabaseError(f"its table '{table}' has {found} columns, a record's has {columns + 1}")

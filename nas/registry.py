@@ -28,8 +28,8 @@ class Registry(Generic[T]):
         self._about = dict(about or {})
 
     def add(self, name: str, entry: T) -> None:
-        """Registers `entry` under `name`; a name that is taken by another object is an error."""
-        if self._loaded.get(name, entry) is not entry or (name in self._targets and name not in self._loaded):
+        """Registers `entry` under `name`; a name that is taken by another object is an error. A file that is run again replaces its own."""
+        if not _same(self._loaded.get(name, entry), entry) or (name in self._targets and name not in self._loaded):
             raise InputError(f"{self.kind} '{name}' is registered already; choose another name")
         self._loaded[name] = entry
 
@@ -72,6 +72,12 @@ class Registry(Generic[T]):
             return cast(T, point.load())
         except (ImportError, AttributeError) as error:
             raise InputError(f"{self.kind} '{name}' (entry point {point.value}) cannot be loaded: {error}") from error
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether both are one object, or two runs of one definition."""
+    where = (getattr(one, "__module__", None), getattr(one, "__qualname__", None))
+    return one is other or (None not in where and where == (getattr(other, "__module__", None), getattr(other, "__qualname__", None)))
 
 
 def load_target(target: str) -> T:  # type: ignore[type-var]  # the caller knows what stands there

@@ -3,13 +3,15 @@
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from nas.errors import ContractError
 from nas.problem import Problem
-from nas.protocols import Evaluator, Optimizer, Predicts
+from nas.protocols import Evaluator, MeasuresApart, Optimizer, Predicts
 from nas.record import Record
 from nas.space import Candidate
 from nas.trial import Measurement, Trial, incumbent, least_divergent
@@ -61,17 +63,20 @@ class Study:
     def run(self, n_trials: int, on_trial: Callable[[Sequence[Trial]], None] | None = None) -> Stopped:
         """Goes on until the record holds `n_trials`; says why it stopped. `on_trial` gets all trials after each new one."""
         trials = self.trials
+        under_way: deque[tuple[Candidate, Future[Measurement]]] = deque()
         while len(trials) < n_trials:
-            started = time.process_time()
-            proposed = self.optimizer.propose(trials, n=1)
-            self.record.set_fact("seconds_proposing", self.seconds_proposing + time.process_time() - started)
-            if not proposed:
+            while len(under_way) < self._width and len(trials) + len(under_way) < n_trials:
+                candidate = self._next(trials, [c for c, _ in under_way])
+                if candidate is None:
+                    break
+                under_way.append((candidate, self._start(candidate)))
+            if not under_way:
                 # the teacher is known and need not be measured
                 left = self.problem.space.n_candidates - len({self.problem.space.teacher, *(t.candidate for t in trials)})
                 return "exhausted" if left == 0 else "proof"
-            candidate = self._checked(proposed[0], trials)
+            candidate, future = under_way.popleft()
             predicted = self.optimizer.predict(trials, [candidate])[0] if trials and isinstance(self.optimizer, Predicts) else None
-            trial = self._measured(candidate, trials)
+            trial = self._measured(candidate, future.result(), trials)
             if predicted is not None:
                 trial = replace(trial, attrs={**trial.attrs, "predicted": [float(value) for value in predicted]})
             self.record.add(trial)
@@ -79,6 +84,30 @@ class Study:
             if on_trial is not None:
                 on_trial(trials)
         return "trials"
+
+    @property
+    def _width(self) -> int:
+        return self._evaluator.width if isinstance(self._evaluator, MeasuresApart) else 1
+
+    def _next(self, trials: Sequence[Trial], under_way: Sequence[Candidate]) -> Candidate | None:
+        """Proposal number k sees the results 1..k-w, whoever finished first; more only where the optimizer has nothing to propose on these."""
+        started = time.process_time()
+        known = [t.candidate for t in trials]
+        for seen in range(max(0, len(trials) + len(under_way) - self._width + 1), len(trials) + 1):
+            pending = [*known[seen:], *under_way]
+            proposed = self.optimizer.propose(trials[:seen], pending, 1)
+            if proposed:
+                break
+        self.record.set_fact("seconds_proposing", self.seconds_proposing + time.process_time() - started)
+        return self._checked(proposed[0], [*known, *under_way]) if proposed else None
+
+    def _start(self, candidate: Candidate) -> "Future[Measurement]":
+        """The measurement of a candidate, under way elsewhere or done here."""
+        if isinstance(self._evaluator, MeasuresApart):
+            return self._evaluator.submit(candidate, self.problem.eps)
+        done: Future[Measurement] = Future()
+        done.set_result(self._evaluator.measure([candidate], self.problem.eps)[0])
+        return done
 
     def incumbent(self, eps: float, trials: Sequence[Trial] | None = None) -> Trial | None:
         """The cheapest trial that satisfies the eps and all known bounds, not yet verified."""
@@ -114,9 +143,8 @@ class Study:
         """CPU seconds the optimizer took, all sessions of this run together."""
         return float(self.record.fact("seconds_proposing", 0.0))
 
-    def _measured(self, candidate: Candidate, trials: Sequence[Trial]) -> Trial:
+    def _measured(self, candidate: Candidate, measured: Measurement, trials: Sequence[Trial]) -> Trial:
         costs = self.problem.costs.of(candidate)
-        measured = self._evaluator.measure([candidate], self.problem.eps)[0]
         if not measured.complete and self._may_win(measured, costs, trials):
             measured = self._evaluator.measure([candidate])[0]
         divergence, reason = measured.divergence, measured.reason
@@ -155,8 +183,8 @@ class Study:
         bounds = self.problem.bounds
         return [t for t in trials if all(t.costs[bound.metric] <= bound.limit * (1 + 1e-12) for bound in bounds)]
 
-    def _checked(self, candidate: Candidate, trials: Sequence[Trial]) -> Candidate:
+    def _checked(self, candidate: Candidate, known: Sequence[Candidate]) -> Candidate:
         candidate = self.problem.space.check(candidate)
-        if any(trial.candidate == candidate for trial in trials):
+        if candidate in known:
             raise ContractError(f"optimizer {type(self.optimizer).__name__} proposed {candidate} again; a told candidate must not be repeated")
         return candidate

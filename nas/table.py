@@ -11,7 +11,10 @@ Other arrays are ignored. Symbols: `S` stages, `K` choices, `N = prod sizes`.
 """
 
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,13 @@ from nas.errors import InputError
 from nas.problem import CostTable, Floats
 
 Arrays = Mapping[str, NDArray[Any]]
+
+LIMIT = 4 << 30
+"""Bytes that the arrays of a table may take."""
+
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, SyntaxError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
+              struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # fmt: skip
+"""What zipfile and numpy raise on a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,14 @@ def read_table(path: Path) -> Table:
     """The checked content of a table file."""
     try:
         with zipfile.ZipFile(path) as file:
-            members = [name.removesuffix(".npy") for name in file.namelist()]
+            members = [info.filename.removesuffix(".npy") for info in file.infolist()]
+            if sum(info.file_size for info in file.infolist()) > LIMIT:
+                raise ValueError(f"its arrays take more than {LIMIT:,} bytes")
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in members if _is_known(name)}
     except FileNotFoundError:
         raise InputError(f"no table file '{path}'; give the path of an .npz file") from None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"table '{path}' must be an .npz file of plain arrays (numpy.savez_compressed): {error}") from None
     try:
         return parse_table(arrays)

@@ -1,7 +1,6 @@
 """Measures every candidate of a small space and writes the table: the engine of `nas tabulate`."""
 
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from nas.problem import CostTable, Floats
 from nas.progress import Progress
 from nas.protocols import Task
 from nas.space import Candidate
-from nas.table import Table, write_table
+from nas.table import UNREADABLE, Table, write_table
 
 MOST = 1_000_000
 """More candidates than this are not tabulated."""
@@ -84,8 +83,11 @@ def _resumed(part: Path, task: Task) -> tuple[Floats, Floats]:
     try:
         with np.load(part, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DamagedFile(f"'{part}' cannot be read ({error}); remove it to start afresh") from None
+    wrong = [name for name in ("divergence", "stderr") if name not in arrays or arrays[name].shape != (n,) or arrays[name].dtype != np.float64]
+    if wrong or "sizes" not in arrays:
+        raise DamagedFile(f"'{part}' holds no '{(*wrong, 'sizes')[0]}' of {n} numbers; remove it to start afresh")
     if not _belongs(arrays, task):
         raise RunMismatch(f"'{part}' was begun with another space, other costs or other blocks; remove it to start afresh")
     return arrays["divergence"], arrays["stderr"]

@@ -3,26 +3,35 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
+from nas.blocks.features import FeatureBank
+from nas.blocks.saved import save_model
 from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
 from nas.errors import InputError
 from nas.evaluators.cache import EvaluationCache
-from nas.evaluators.costs import count_costs
+from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
+from nas.evaluators.latency import Setting, check_latency, measure_latency, read_latency, write_latency
+from nas.evaluators.memory import weight_mb
+from nas.files import write_manifest
 from nas.graph import StageGraph
 from nas.home import nas_home
-from nas.problem import CostTable
-from nas.progress import Progress
-from nas.protocols import Task
+from nas.problem import CostTable, Floats
+from nas.progress import Progress, Quiet
+from nas.protocols import Forecast, Task
 from nas.space import Candidate, Choice, SearchSpace, Stage
+from nas.spaces.forecast import forecast
+from nas.spaces.rules import NamedRule, check_forbidden, index_rules
 
 Loss = Callable[[Tensor, Samples], float]
 """The task's own loss of an output `(n, ...)` on the samples it was computed for."""
@@ -42,12 +51,16 @@ class NetworkSpace:
         data: fit, measure and verify samples.
         divergence: distance between two outputs, per sample.
         loss: the task's own loss, reported beside the divergence; optional.
-        save: writes an assembled candidate as a model; optional.
+        save: writes an assembled candidate as a model; by default `nas.blocks.saved` does, in a form that it reads back.
         calibration: how blocks are fitted.
         evaluation: how candidates are measured.
         notes: lines that every search on it prints.
         legend: how to read the names of its blocks.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
+        notes: lines that every search on it should print.
+        rules: what is allowed, on `{stage: choice name}`.
+        extra_costs: further additive costs, name -> number of a module.
+        strict_counts: whether both counters of multiply-adds must know every operator; see `count_costs`.
     """
 
     name: str
@@ -61,20 +74,24 @@ class NetworkSpace:
     evaluation: Settings = field(default_factory=Settings)
     home: Path | None = None
     notes: tuple[str, ...] = ()
+    rules: tuple[NamedRule, ...] = ()
+    extra_costs: Mapping[str, Measure] = field(default_factory=dict)
+    strict_counts: bool = True
     legend: str = ""
 
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
+        check_forbidden(self.rules, self.stages)
 
     @cached_property
     def space(self) -> SearchSpace:
         """Stages and choices, before calibration may leave some out."""
-        return SearchSpace(self.name, self.stages)
+        return SearchSpace(self.name, self.stages, index_rules(self.rules, self.stages))
 
     @cached_property
     def teacher_key(self) -> str:
         """Hash of every parameter and buffer of the teacher, and of how its modules are built."""
-        modules = nn.ModuleDict({step.name: step.module for step in self.graph.steps})
+        modules = nn.ModuleDict({step.name.replace(".", "/"): step.module for step in self.graph.steps})
         tensors = {**dict(modules.named_parameters()), **dict(modules.named_buffers())}
         return block_key(tensors=hash_tensors(tensors), structure=repr(modules))[:16]
 
@@ -93,31 +110,113 @@ class NetworkSpace:
 
     def costs(self) -> CostTable:
         """Exact costs of every choice, counted without calibrating anything."""
-        built = {
+        return self.counted
+
+    @cached_property
+    def counted(self) -> CostTable:
+        """The cost table, counted once."""
+        return count_costs(self.graph, self.stages, self.uncalibrated(), self.example, self.extra_costs, strict=self.strict_counts)
+
+    def forecast(self) -> Forecast:
+        """What a search will take, from a short probe."""
+        return forecast(self)
+
+    def uncalibrated(self) -> dict[tuple[str, str], nn.Module]:
+        """(stage, choice) -> surrogate block as its recipe builds it: what costs are counted and timed on."""
+        return {
             (stage.name, choice.name): choice.recipe.build(self.graph[stage.name].module)
             for stage in self.stages
             for choice in stage.choices
             if choice.recipe is not None
         }
-        return count_costs(self.graph, self.stages, built, self.example)
 
-    def prepare(self, progress: Progress) -> Task:
-        """Checks and calibrates the blocks, counts costs, opens the evaluators."""
+    @property
+    def more_costs(self) -> tuple[str, ...]:
+        """Costs on demand: weights in megabytes, and milliseconds where they were measured."""
+        return ("memory_mb", "latency_ms")
+
+    def cost(self, metric: str) -> tuple[Floats, float]:
+        """A cost on demand, `(S, K)`, and its fixed part.
+
+        Raises:
+            InputError: no latency was measured, or in another setting.
+        """
+        if metric == "latency_ms":
+            table = read_latency(self.latency_path)
+            return table.check(Setting.of(self.inputs(table.setting.batch))).rows(self.stages)
+        built, searched = self.uncalibrated(), {stage.name for stage in self.stages}
+        rows = np.full((len(self.stages), max(len(stage.choices) for stage in self.stages)), np.nan)
+        for s, stage in enumerate(self.stages):
+            for k, choice in enumerate(stage.choices):
+                rows[s, k] = weight_mb(built.get((stage.name, choice.name), self.graph[stage.name].module))
+        return rows, sum(weight_mb(step.module) for step in self.graph.steps if step.name not in searched)
+
+    def measure_latency(self, progress: Progress, batch: int = 1) -> dict[str, Any]:
+        """Times every choice on the device, keeps the table, and checks its sums against 20 whole candidates; all as JSON values."""
+        built, inputs = self.uncalibrated(), self.inputs(batch)
+        table = measure_latency(self.graph, self.stages, built, inputs, progress)
+        write_latency(self.latency_path, table)
+        check = check_latency(table, self.graph, self.stages, built, inputs)
+        median, largest = check.errors
+        found = {"n_checked": len(check.measured), "median_error": median, "largest_error": largest, "teacher_ms": table.teacher_ms}
+        return {**asdict(table), **found, "file": str(self.latency_path)}
+
+    @property
+    def latency_path(self) -> Path:
+        """Where the latency table of this teacher and library is kept, one for each kind of device."""
+        name = block_key(teacher=self.teacher_key, library=self.fingerprint()["library"])[:16]
+        return self.root / f"latency-{name}-{next(iter(self.data.fit.inputs.values())).device.type}.json"
+
+    def inputs(self, batch: int) -> dict[str, Tensor]:
+        """Graph inputs of so many samples."""
+        if not 1 <= batch <= len(self.data.fit):
+            raise InputError(f"batch must lie between 1 and {len(self.data.fit)}, the samples there are to fit on, got {batch}")
+        return {name: value[:batch] for name, value in self.data.fit.inputs.items()}
+
+    def missing_blocks(self) -> list[tuple[str, str]]:
+        """(stage, choice) of the blocks that the store lacks; stage by stage, so that features are collected once."""
+        missing = self.calibrator().missing(self.stages)
+        check_recipes(self.graph, missing, self.example)
+        return [(stage.name, choice.name) for stage, choice in missing]
+
+    def calibrate_block(self, stage: str, choice: str) -> None:
+        """Calibrates one block into the store; the teacher's features are kept for the next."""
+        found = next(s for s in self.stages if s.name == stage)
+        self.calibrator().calibrate(found, found.choices[found.index(choice)], self._features.get(stage, Quiet()))
+
+    def packed_blocks(self) -> dict[str, tuple[bytes, bytes]]:
+        """Every block of the space that the store holds, by content key."""
+        calibrator = self.calibrator()
+        keys = [calibrator.key(stage, choice) for stage in self.stages for choice in stage.choices[1:]]
+        return {key: calibrator.store.packed(key) for key in keys if key in calibrator.store}
+
+    def receive_blocks(self, blocks: Mapping[str, tuple[bytes, bytes]]) -> None:
+        """Stores blocks that another machine calibrated, each checked against its manifest."""
+        for key, packed in blocks.items():
+            self.calibrator().store.unpack(key, packed)
+
+    @cached_property
+    def _features(self) -> FeatureBank:
+        return FeatureBank(self.graph, self.data.fit, [stage.name for stage in self.stages])
+
+    def prepare(self, progress: Progress, left_out: Mapping[tuple[str, str], str] | None = None) -> Task:
+        """Checks and calibrates the blocks, those `left_out` with a reason apart; counts costs, opens the evaluators."""
         calibrator = self.calibrator()
         check_recipes(self.graph, calibrator.missing(self.stages), self.example)
-        assembly = Assembly(self, calibrator.run(self.stages, progress))
+        assembly = Assembly(self, calibrator.run(self.stages, progress, left_out))
         evaluator = assembly.evaluator(self.data.measure)
-        costs = count_costs(self.graph, assembly.stages, assembly.modules, self.example)
+        costs = count_costs(self.graph, assembly.stages, assembly.modules, self.example, self.extra_costs, strict=self.strict_counts)
         return Task(
-            SearchSpace(self.name, assembly.stages),
+            SearchSpace(self.name, assembly.stages, index_rules(self.rules, assembly.stages)),
             costs,
             evaluator,
             calibration_errors(assembly.stages, assembly.blocks),
             scale=evaluator.teacher_variance,
             verifier=assembly.verifier,
             heldout_loss=assembly.heldout_loss if self.loss else None,
-            export=assembly.export if self.save else None,
+            export=assembly.export,
             notes=self.notes,
+            blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
             flow=self.graph.dag,
             legend=self.legend,
         )
@@ -125,7 +224,7 @@ class NetworkSpace:
     @property
     def example(self) -> dict[str, Tensor]:
         """One sample's inputs: what costs are counted on."""
-        return {name: value[:1] for name, value in self.data.fit.inputs.items()}
+        return self.inputs(1)
 
     @property
     def root(self) -> Path:
@@ -167,14 +266,15 @@ class Assembly:
 
     def export(self, candidate: Candidate, folder: Path) -> None:
         """Writes the candidate as a model into a folder, which appears only when it is whole."""
-        if self._network.save is None:
-            raise InputError(f"space '{self._network.name}' has no way to save a model")
-        chosen = {
-            stage.name: (stage.choices[k], self._module(stage, stage.choices[k])) for stage, k in zip(self.stages, candidate, strict=True) if k
-        }
+        network = self._network
+        chosen = {stage.name: (stage.choices[k], self._module(stage, stage.choices[k])) for stage, k in zip(self.stages, candidate, strict=True) if k}
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            self._network.save(chosen, draft)
+            if network.save is None:
+                save_model(network.graph, chosen, draft)
+            else:
+                network.save(chosen, draft)
+            write_manifest(draft)
             if folder.exists():
                 shutil.rmtree(folder)
             draft.rename(folder)

@@ -1,5 +1,6 @@
 """The `nas` command: its verbs, and one place where errors become one line and an exit code."""
 
+import io
 import os
 import sys
 from importlib.metadata import version
@@ -7,8 +8,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, config, dashboard, explain, models, runs, search
-from nas.cli.console import complain
+from nas.cli import arena, blocks, cache, config, dashboard, doctor, explain, models, plan, runs, search
+from nas.cli.console import complain, err
+from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
 
 app = typer.Typer(
@@ -21,13 +23,17 @@ app = typer.Typer(
 app.command("search")(search.search)
 app.command("measure")(models.measure)
 app.command("calibrate")(models.calibrate)
+app.command("plan")(plan.plan)
 app.add_typer(models.spaces, name="spaces")
+app.add_typer(blocks.blocks, name="blocks")
+app.add_typer(cache.cache, name="cache")
 app.command("show")(runs.show)
 app.command("explain")(explain.explain)
 app.command("dashboard")(dashboard.dashboard)
 app.add_typer(config.config, name="config")
 app.command("report")(runs.report)
 app.command("export")(runs.export)
+app.command("doctor")(doctor.doctor)
 app.command("compare")(arena.compare)
 app.command("tabulate")(arena.tabulate)
 app.command("optimizers")(arena.optimizers)
@@ -47,12 +53,19 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits: 0 done, 2 bad input, 3 nothing feasible, 130 / 143 interrupted."""
+    """Runs the command line and exits: 0 done, 2 bad input, 3 nothing feasible, 128 + number for a signal (130 Ctrl-C, 143 SIGTERM)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale without our characters costs these, not the result
     try:
-        app()
+        with interruptible():
+            app()
     except NasError as error:
         complain(str(error))
         sys.exit(error.exit_code)
+    except Interrupted as interrupt:
+        err.print(farewell(interrupt.number), markup=False)
+        sys.exit(128 + interrupt.number)
     except BrokenPipeError:  # the reader of our output went away: `nas show RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -41,6 +41,7 @@ def compare(
     if not factories:
         raise InputError("--optimizers names none; `nas optimizers` lists them")
     options.set_threads(1)
+    from nas.bounds import check_together
     from nas.compare import compare as run_compare
     from nas.compare import render
     from nas.job import default_objective
@@ -50,6 +51,7 @@ def compare(
     terminal = Terminal(quiet)
     task = resolve_space(space).prepare(terminal)
     bounds = tuple(Bound.parse(text, task.costs) for text in where or ())
+    check_together(bounds, task.costs)
     rows = run_compare(task, eps, factories, seeds, trials, jobs=jobs, objective=default_objective(task.costs, minimize), bounds=bounds, progress=terminal)
     if plot is not None:
         draw(rows, plot)

@@ -103,17 +103,28 @@ def calibrate(
     data: options.Pictures = None,
     device: options.Device = None,
     threads: options.Threads = None,
+    workers: options.Workers = 1,
+    timeout: options.TaskTimeout = 3600.0,
+    executor: options.ExecutorName = "local",
+    address: options.Address = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
     """Calibrate the surrogate blocks of a space that are not in the store yet, and list all with their errors."""
+    from nas.crew import Crew
+    from nas.executor import calibrate_apart, prepare
     from nas.job import stage_table
     from nas.names import resolve_space
     from nas.problem import Problem
 
-    options.set_threads(threads)
-    task = resolve_space(space, **options.space_options(teacher, library, data, device)).prepare(Terminal(quiet))
+    crew, terminal = Crew(workers, executor, address, timeout, threads), Terminal(quiet)
+    options.set_threads(threads if crew.alone else crew.threads_each)
+    chosen = options.space_options(teacher, library, data, device)
+    source = resolve_space(space, **chosen)
+    with crew.open(space, chosen, source.fingerprint()) as workplaces:
+        left_out = calibrate_apart(source, workplaces, terminal) if workplaces else {}
+    task = prepare(source, terminal, left_out)
     problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors)
     table = {**stage_table(problem), "teacher": task.costs.of(task.space.teacher)}
     if json:

@@ -2,15 +2,17 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from nas.cli import options
 from nas.cli.console import out, print_json
 from nas.cli.results import print_result
-from nas.errors import InputError
+from nas.errors import DamagedFile, InputError
+from nas.files import MANIFEST, damage
 from nas.record import Record, RunDirectory
+from nas.study import Stopped
 from nas.trial import Trial, incumbent, least_divergent
 
 
@@ -33,9 +35,29 @@ def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
     summary: dict[str, Any] | None = record.fact("result")
     if summary is None:
         summary = _unfinished(directory, record)
+    elif not _agrees(summary, record.fact("table")):
+        raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor RUN` says more")
     for winner in summary["winners"]:
         winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
     return {**summary, "run": str(directory.path)}
+
+
+def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:
+    """Whether a result names stages, choices and costs of the table it came with; the run may be somebody else's."""
+    metrics = set(summary["teacher"])
+    choices = {stage["name"]: {choice["name"]: choice for choice in stage["choices"]} for stage in table["stages"]} if table else {}
+    rows = [*(choice for stage in choices.values() for choice in stage.values()), *(winner for winner in summary["winners"] if winner["candidate"])]
+    fitting = all(
+        not winner["candidate"] or (set(winner["candidate"]) == set(choices) and all(c in choices[s] for s, c in winner["candidate"].items()))
+        for winner in summary["winners"]
+    )
+    return (
+        fitting
+        and bool(metrics)
+        and summary["stopped"] in get_args(Stopped)
+        and all(choices.values())
+        and all(isinstance(row.get(metric), int | float) for row in rows for metric in metrics)
+    )
 
 
 def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
@@ -58,6 +80,8 @@ def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
 
 
 def _trial(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
+    if len(names) != len(trial.candidate) or any(not 0 <= k < len(choices) for (_, choices), k in zip(names, trial.candidate, strict=True)):
+        raise DamagedFile(f"trial {trial.number} of the record does not fit the run's table of stages; `nas doctor RUN` says more")
     return {
         "number": trial.number,
         "candidate": {stage: choices[k] for (stage, choices), k in zip(names, trial.candidate, strict=True)},
@@ -87,6 +111,7 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="Folder to write the model to; it must not exist.")],
     eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
     candidate: Annotated[str | None, typer.Option("--candidate", help="Another network of the space: 'stage=choice,...' or 'teacher'.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run the Python file that the run names as its space.")] = False,
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
     directory = RunDirectory.open(run)
@@ -95,9 +120,11 @@ def export(
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         if candidate is not None:
-            _export_candidate(directory, candidate, to)
+            _export_candidate(directory, candidate, to, trust)
         else:
-            shutil.copytree(_winner_folder(directory, eps), to)
+            folder = _winner_folder(directory, eps)
+            _check_winner(folder)
+            shutil.copytree(folder, to)
     except OSError as error:
         raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
     out.print(f"saved in {to}", soft_wrap=True)
@@ -115,12 +142,20 @@ def _winner_folder(directory: RunDirectory, eps: float | None) -> Path:
     return Path(winners[eps if eps is not None else next(iter(winners))])
 
 
-def _export_candidate(directory: RunDirectory, text: str, to: Path) -> None:
+def _check_winner(folder: Path) -> None:
+    """Raises unless every file is what the folder's manifest vouches for; a folder from before manifests passes."""
+    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
+        raise DamagedFile(f"{wrong[0]}; `nas doctor {folder.parent} --repair` moves it aside, the same `nas search` saves it again")
+
+
+def _export_candidate(directory: RunDirectory, text: str, to: Path, trust: bool) -> None:
     from nas.cli.console import Terminal
     from nas.names import resolve_space
 
-    options.set_threads(None)
     origin = directory.config()["space"]
+    if ".py" in origin["name"] and not trust:  # the run may come from somebody else
+        raise InputError(f"run '{directory.path}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
+    options.set_threads(None)
     task = resolve_space(origin.pop("name"), **origin).prepare(Terminal())
     if task.export is None:
         raise InputError(f"space '{task.space.name}' has no models to export")

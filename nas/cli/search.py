@@ -1,12 +1,7 @@
 """`nas search`: the main job."""
 
-import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -33,6 +28,10 @@ def search(
     new: Annotated[bool, typer.Option("--new", help="Start afresh; an existing run of that name is moved aside.")] = False,
     device: options.Device = None,
     threads: options.Threads = None,
+    workers: options.Workers = 1,
+    timeout: options.TaskTimeout = 3600.0,
+    executor: options.ExecutorName = "local",
+    address: options.Address = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -43,6 +42,7 @@ def search(
 
     The same command goes on with a run that was stopped, or prints the result of one that is done.
     """
+    from nas.crew import Crew
     from nas.job import SearchOptions
     from nas.job import search as run_search
     from nas.loggers import LOGGERS
@@ -54,12 +54,13 @@ def search(
     for logger in log or ():
         LOGGERS.check(logger)
     _check_optimizer(optimizer)
-    options.set_threads(threads)
+    crew = Crew(workers, executor, address, timeout, threads)
+    options.set_threads(threads if crew.alone else crew.threads_each)
     from nas.cli.results import print_result
 
-    with SearchView(trials, quiet, verbose) as view, _interruptible():
+    with SearchView(trials, quiet, verbose) as view:
         result = run_search(
-            space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new,
+            space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new, workers=crew,
             progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,
             where=tuple(where or ()), delta=delta, keep_dominated=keep_dominated, log=log or (),
         )  # fmt: skip
@@ -72,25 +73,6 @@ def search(
         advice = "try more --trials or a larger --eps" if summary["stopped"] == "trials" else "none is likely to be: keep the teacher, or raise --eps"
         err.print(f"nothing feasible: no measured candidate is within eps, the least divergent one is shown; {advice}")
         raise typer.Exit(3)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into a clean end with the command that resumes the run; exit code 130 or 143."""
-
-    def stop(number: int, _: object) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        command = ["nas", *(argument for argument in sys.argv[1:] if argument != "--new")]
-        err.print(f"interrupted; all finished trials are kept. Go on with: {shlex.join(command)}", markup=False)
-        raise typer.Exit(128 + int(number)) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_optimizer(name: str) -> None:

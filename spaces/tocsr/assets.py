@@ -1,7 +1,6 @@
 """The files of the embedded teacher, opened only after their hashes have been checked."""
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nas.errors import DamagedFile
+from nas.files import inside, read_json
 from nas.spaces.tocsr.data import Latents
 
 SETS = ("fit", "measure", "verify")
@@ -28,17 +28,18 @@ class EmbeddedAssets:
     def __init__(self, version: str) -> None:
         self.root = _FOLDER / version
         for name, wanted in self.manifest["files"].items():
-            path = self.root / name
+            path = inside(self.root, name)
             if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
                 raise DamagedFile(f"embedded teacher: {path} is missing or damaged; install stage-nas again")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Version, hashes and how it was trained."""
+        form = {"version": str, "files": {str: str}, "active_stages": object}
         try:
-            content: dict[str, Any] = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DamagedFile(f"embedded teacher: {self.root / 'manifest.json'} cannot be read ({error}); install stage-nas again") from error
+            content: dict[str, Any] = read_json(self.root / "manifest.json", form)
+        except DamagedFile as error:
+            raise DamagedFile(f"embedded teacher: {error}; install stage-nas again") from error
         return content
 
     def latents(self) -> dict[str, Latents]:

@@ -5,7 +5,6 @@ tensors uninitialised and predicts NaN. Here the config holds the whole architec
 """
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from nas.errors import DamagedFile, InputError
+from nas.errors import DamagedFile, InputError, NasError
+from nas.files import MANIFEST, damage, read_json
 from nas.graph import StageGraph
 from nas.spaces.tocsr.library import LIBRARY_VERSION
 from nas.spaces.tocsr.recipes import StageRecipe
 from nas.spaces.tocsr.stages import Stage
-from nas.spaces.tocsr.unet import NoiseConversion, check_config, stages_of, unet_graph
+from nas.spaces.tocsr.unet import NoiseConversion, check_config, check_sizes, stages_of, unet_graph
+
+_CONFIG_LIMIT = 1 << 20  # bytes; a config is about 3 kB
 
 _OWN = (
     inspect.Parameter("architecture", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
@@ -134,9 +135,9 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
         check_config(config)
         scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
         try:
-            return cls.from_pretrained(folder / "unet", scheduler=scheduler, use_safetensors=True)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"teacher folder '{folder}': unet cannot be loaded: {str(error).splitlines()[0]}") from error
+            return cls.from_pretrained(folder / "unet", scheduler=scheduler)
+        except InputError as error:
+            raise InputError(f"teacher folder '{folder}': unet cannot be loaded: {error}") from error
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "CompactUNet":
@@ -146,10 +147,19 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
             DamagedFile: a weight is missing, unexpected or of another shape.
         """
         options["output_loading_info"] = True
+        options["use_safetensors"] = True
+        folder = Path(pretrained_model_name_or_path, options.get("subfolder") or "")
+        if folder.is_dir():
+            _check_folder(folder)
         try:
             loaded: tuple[CompactUNet, dict[str, Any]] = super().from_pretrained(pretrained_model_name_or_path, **options)
-        except ValueError as error:  # diffusers' word for a tensor of another shape
-            raise DamagedFile(f"{pretrained_model_name_or_path}: {str(error).split('. ')[0]}; save the model again") from error
+        except NasError:
+            raise
+        except OSError as error:
+            raise InputError(f"{pretrained_model_name_or_path}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # diffusers builds whatever a config says: a wrong one fails anywhere in it
+            reason = (str(error).split(". ")[0].splitlines() or [""])[0][:200]
+            raise DamagedFile(f"{pretrained_model_name_or_path}: {reason or type(error).__name__}; save the model again") from error
         model, info = loaded
         wrong = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs") if info.get(kind)}
         if wrong:
@@ -180,13 +190,18 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it must hold a JSON object, got {type(content).__name__}")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"teacher folder: {path} cannot be read: {reason}; a teacher needs unet/ and scheduler/ as diffusers writes them") from error
+        content: dict[str, Any] = read_json(path, dict, _CONFIG_LIMIT)
+    except DamagedFile as error:
+        raise InputError(f"teacher folder: {error}; a teacher needs unet/ and scheduler/ as diffusers writes them") from error
     return content
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises if a file is not what the folder's manifest (if there is one) vouches for, or the config asks for a network beyond all measure."""
+    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
+        raise DamagedFile(f"{wrong[0]}; save the model again")
+    if (folder / "config.json").exists():
+        check_sizes(read_json(folder / "config.json", dict, _CONFIG_LIMIT))
 
 
 def architecture_diff(model: CompactUNet) -> str:

@@ -18,7 +18,9 @@ from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import nn
 
+from nas.errors import DamagedFile
 from nas.evaluators.costs import count_costs, count_params
+from nas.files import Form, read_json
 from nas.graph import StageGraph
 from nas.home import nas_home
 from nas.problem import CostTable
@@ -31,6 +33,12 @@ METRICS = ("params", "params_without_groupnorm", "macs", "macs_with_attention")
 
 PAPER_SIZES = (130_000_000, 146_000_000, 161_000_000, 173_000_000)
 """Parameters of the four winners in Table S6 of [TOC-SR]."""
+
+_COSTS: Form = dict.fromkeys(METRICS, int)
+_TABLE: Form = {
+    "scale": str, "library": str, "stages": [{"name": str, "choices": [{"name": str, **_COSTS}]}], "fixed": _COSTS, "teacher": _COSTS,
+    "n_candidates": int, "reach": {str: [int]}, "near": {str: int},
+}  # fmt: skip
 
 NEAR = 1_000_000
 """A candidate is near a size when it differs by at most so many parameters."""
@@ -70,8 +78,8 @@ def full_size_table(name: str = "default", cache: Path | None = None) -> dict[st
         candidates lie within 1 M of each of the paper's sizes).
     """
     path = (cache or nas_home()) / f"{SCALE}-{name}-{_key()}.json"
-    with contextlib.suppress(OSError, ValueError):
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(DamagedFile):  # absent or damaged: it is counted again
+        kept: dict[str, Any] = read_json(path, _TABLE)
         return kept
     table = _count(name)
     _write(path, table)

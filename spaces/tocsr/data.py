@@ -1,12 +1,15 @@
 """Samples of a diffusion model: latents at uniform timesteps with their noise, from latents or from a folder of pictures."""
 
+import struct
+import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nas.data import Samples, Splits
@@ -82,9 +85,8 @@ def load_pictures(files: Sequence[Path], size: int, progress: Progress) -> tuple
     pictures, kept = [], []
     for file in progress.track(files, "pictures"):
         try:
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            upright = _upright(file)
+        except _UNREADABLE as error:
             progress.note(f"skipped {file}: {error}")
             continue
         fitted = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
@@ -93,3 +95,18 @@ def load_pictures(files: Sequence[Path], size: int, progress: Progress) -> tuple
     if not pictures:
         raise InputError(f"none of the {len(files)} files is a picture that can be read")
     return torch.stack(pictures), kept
+
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
+"""What Pillow raises on a damaged file, besides what it should."""
+
+
+def _upright(file: Path) -> Image.Image:
+    """The picture as 8-bit RGB, turned as its camera was held; transparent parts show their colours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits: Pillow would clip them to 8 instead of scaling
+                upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+            return upright.convert("RGB")

@@ -16,7 +16,7 @@ from nas.spaces.tocsr.data import Latents, load_pictures, noised, picture_files,
 
 EMBEDDED = "embedded"
 
-N_FIT, N_MEASURED = 384, 128  # samples of the embedded teacher's sets
+N_FIT, N_MEASURED = 768, 512  # samples of the embedded teacher's sets
 
 
 @dataclass(frozen=True)

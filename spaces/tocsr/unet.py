@@ -5,14 +5,14 @@ and the up stages read each once; `mid` and the up stages write `h`. The output 
 """
 
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from nas.errors import InputError
+from nas.errors import DamagedFile, InputError
 from nas.graph import StageGraph, Step
 from nas.spaces.tocsr.stages import DownStage, Stage, UpStage, stage_of
 
@@ -112,6 +112,37 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key in _MUST_BE_OFF:
         if config.get(key):
             raise InputError(f"teacher config '{key}' must be off, got {config[key]!r}; SD1.5-like networks are supported, SDXL-like ones are not")
+
+
+_AT_MOST = {
+    "block_out_channels": 1 << 14, "layers_per_block": 64, "transformer_layers_per_block": 64, "in_channels": 1 << 12, "out_channels": 1 << 12,
+    "sample_size": 1 << 14, "cross_attention_dim": 1 << 14, "attention_head_dim": 1 << 12, "num_attention_heads": 1 << 12, "num_train_timesteps": 1 << 20,
+}  # fmt: skip
+_MOST_BLOCKS = 64  # blocks, and layers of a surrogate stage
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Raises if a config, which may come from anywhere, asks for a network so large that building it would not end.
+
+    Raises:
+        DamagedFile: names the entry.
+    """
+    for name, value in _entries(config):
+        if isinstance(value, int) and value > _AT_MOST.get(name, 1 << 31):
+            raise DamagedFile(f"config '{name}' must be at most {_AT_MOST.get(name, 1 << 31)}, got {value}")
+        if isinstance(value, list) and len(value) > _MOST_BLOCKS and name != "trained_betas":
+            raise DamagedFile(f"config '{name}' must have at most {_MOST_BLOCKS} entries, got {len(value)}")
+
+
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in nested objects and lists, with the key it stands under."""
+    yield name, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _entries(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _entries(item, name)
 
 
 def stages_of(unet: UNet2DConditionModel) -> dict[str, Stage]:

@@ -15,18 +15,21 @@ import pytest
 from typer.main import get_command
 
 from nas.cli.app import app, main
+from nas.files import write_manifest
 from nas.record import Record, RunDirectory
 
 OPTIONS = {
-    "search": "config data delta device eps json keep-dominated library log minimize name new optimizer quiet seed space teacher threads trials verbose where "
-    "workdir",
+    "search": "address config data delta device eps executor json keep-dominated library log minimize name new optimizer quiet"
+    " seed space teacher threads timeout trials verbose where workdir workers",
     "measure": "candidate config data device json library quiet space teacher threads",
-    "calibrate": "config data device json library quiet space teacher threads",
+    "calibrate": "address config data device executor json library quiet space teacher threads timeout workers",
+    "plan": "batch data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "report": "json run to",
     "dashboard": "host port run",
     "explain": "eps json run",
-    "export": "candidate eps run to",
+    "doctor": "json repair run",
+    "export": "candidate eps run to trust",
     "compare": "config eps jobs json minimize optimizers plot quiet seeds space trials where",
     "tabulate": "config data device library quiet space teacher threads to",
     "optimizers": "json",
@@ -76,7 +79,7 @@ def test_the_options_of_every_verb_are_what_they_were() -> None:
     for verb, wanted in OPTIONS.items():
         names = {(parameter.opts[0].removeprefix("--") if parameter.opts[0].startswith("-") else parameter.name) for parameter in verbs[verb].params}
         assert names == set(wanted.split()), verb
-    assert set(verbs) == {*OPTIONS, "spaces", "config"}
+    assert set(verbs) == {*OPTIONS, "blocks", "cache", "config", "spaces"}
 
 
 def test_help_and_lists_import_no_torch() -> None:
@@ -188,6 +191,40 @@ def test_export_to_a_place_that_cannot_be_written_is_one_clear_line(table: Path)
     assert done.returncode == 2
     assert "cannot write to" in done.stderr
     assert nas("export", str(run), "--to", str(table.parent / "made" / "x")).returncode == 0
+
+
+def test_export_runs_no_file_that_a_run_names_unless_it_is_trusted(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": f"{tmp_path}/evil.py:make_space"}, "search": {"eps": [0.1]}})
+    run.record()
+    done = nas("export", str(run.path), "--to", str(tmp_path / "x"), "--candidate", "teacher")
+    assert done.returncode == 2
+    assert "give --trust to run that file" in done.stderr
+    assert not canary.exists()
+
+
+def test_a_damaged_winner_is_not_exported(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    winner = {"eps": 0.1, "feasible": True, "candidate": {}, "divergence": 0.0, "stderr": 0.0, "n_samples": 1, "heldout_divergence": None, "path": "winner"}
+    seconds = {"calibrate": 0.0, "measure": 0.0, "propose": 0.0, "total": 0.0}
+    with run.record() as record:
+        record.set_fact("table", {"stages": [], "fixed": {"params": 1}})
+        record.set_fact(
+            "result",
+            {"space": "demo", "teacher": {"params": 1}, "winners": [winner], "n_trials": 0, "n_measured": 0, "seconds": seconds, "stopped": "proof", "run": ""},
+        )
+    (run.path / "winner").mkdir()
+    (run.path / "winner/weights").write_bytes(b"0123")
+    write_manifest(run.path / "winner")
+    assert nas("export", str(run.path), "--to", str(tmp_path / "good")).returncode == 0
+    (run.path / "winner/weights").write_bytes(b"0124")
+    done = nas("export", str(run.path), "--to", str(tmp_path / "bad"))
+    assert done.returncode == 2
+    assert "weights is damaged" in done.stderr
+    assert not (tmp_path / "bad").exists()
 
 
 def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path: Path) -> None:

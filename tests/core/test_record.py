@@ -17,10 +17,10 @@ def test_what_was_added_is_read_back_equal(tmp_path: Path) -> None:
     with Record(tmp_path / "study.db") as record:
         record.add(TRIAL)
         record.add(failed)
-        record.set_fact("result", {"a": [1, None]})
+        record.set_fact("note", {"a": [1, None]})
     with Record(tmp_path / "study.db", read_only=True) as record:
         assert record.trials() == [TRIAL, failed]
-        assert record.fact("result") == {"a": [1, None]}
+        assert record.fact("note") == {"a": [1, None]}
         assert record.fact("nothing", 7) == 7
 
 

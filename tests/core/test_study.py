@@ -34,9 +34,7 @@ class Quadratic:
     def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Measurement]:
         self.calls += [(candidate, tuple(eps)) for candidate in candidates]
         complete = not (self.racing and eps)
-        return [
-            Measurement(self.bad.get(c, self.scale * sum(k * k for k in c)), 0.001, 128 if complete else 64, 0.5, complete=complete) for c in candidates
-        ]
+        return [Measurement(self.bad.get(c, self.scale * sum(k * k for k in c)), 0.001, 128 if complete else 64, 0.5, complete=complete) for c in candidates]
 
 
 def study(eps: tuple[float, ...] = (0.02,), evaluator: Quadratic | None = None, verifier: Quadratic | None = None, record: Record | None = None) -> Study:

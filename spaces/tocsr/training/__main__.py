@@ -49,7 +49,7 @@ def main() -> None:
         asked.assets,
         unet=trainer.unet,
         vae=vae,
-        scheduler=make_scheduler(settings),
+        scheduler=make_scheduler(),
         embedding=trainer.text.weight,
         ids=ids,
         samples=shipped_samples(emoji, splits, codec, ids),
@@ -70,7 +70,7 @@ def _decoder(vae: Any, codec: LinearCodec, emoji: list[Emoji], splits: dict[int,
     rng = np.random.default_rng(22)
     posters = poster_pictures(emoji, choose_emoji(emoji, splits, 0, DECODER_POSTERS, rng), rng)
     sources = [list(posters), [p for name, p in photographs.items() if name not in held]]
-    train_decoder(vae, codec, sources, asked.work / "decoder.pt", steps=asked.decoder_steps)
+    train_decoder(vae, codec, sources, asked.work / "decoder.safetensors", steps=asked.decoder_steps)
     rng = np.random.default_rng(21)
     posters = poster_pictures(emoji, choose_emoji(emoji, splits, 2, HELD_OUT_FAMILIES, rng), rng)
     crops = []
@@ -95,8 +95,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--photographs", type=Path, required=True, help="folder of photographs for the decoder")
     parser.add_argument("--assets", type=Path, required=True, help="folder to write, such as spaces/tocsr/assets/embedded-v2")
     parser.add_argument("--work", type=Path, default=nas_home() / "training", help="folder for checkpoints")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--decoder-steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=UNetSettings().steps)
+    parser.add_argument("--decoder-steps", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.spaces.tocsr.training.codec import CHANNELS, LinearCodec
 from nas.spaces.tocsr.training.pictures import Emoji
 from nas.spaces.tocsr.training.posters import draw_poster
@@ -35,7 +36,7 @@ def make_autoencoder(codec: LinearCodec, widths: tuple[int, ...] = (16, 32, 56),
         layers_per_block=1,
         latent_channels=CHANNELS,
         norm_num_groups=GROUPS,
-        sample_size=64,
+        sample_size=32,
         scaling_factor=1.0,
         shift_factor=0.0,
         use_quant_conv=False,
@@ -89,7 +90,7 @@ def _write_encoder(model: AutoencoderKL, codec: LinearCodec) -> None:
 
 
 def train_decoder(
-    model: AutoencoderKL, codec: LinearCodec, sources: list[list[np.ndarray]], path: Path, *, steps: int, batch: int = 8, rate: float = 2e-3, seed: int = 0
+    model: AutoencoderKL, codec: LinearCodec, sources: list[list[np.ndarray]], path: Path, *, steps: int, batch: int = 16, rate: float = 2e-3, seed: int = 0
 ) -> None:
     """Fits the decoder by squared error to crops of pictures, each source as often, resumably from `path`."""
     decoder = model.decoder
@@ -97,14 +98,14 @@ def train_decoder(
     average = {k: v.clone() for k, v in decoder.state_dict().items()}
     step, saved, mean = 0, time.monotonic(), 0.1
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path)
         decoder.load_state_dict(state["decoder"])
         optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
     while step < steps:
         rng = np.random.default_rng((seed, step))
         large = step % 4 == 3
-        images = _crops(sources, rng, *((batch // 2, 64) if large else (batch, 48)))
+        images = _crops(sources, rng, *((batch // 4, 64) if large else (batch, 32)))
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100, max(0.02, (steps - step) / (0.4 * steps)))
         loss = (decoder(codec.encode(images)) - images).square().mean()
@@ -120,7 +121,7 @@ def train_decoder(
         if step % 200 == 0:
             print(f"decoder step {step} PSNR {10 * np.log10(4 / mean):.2f} dB", flush=True)
         if step == steps or time.monotonic() - saved > 120:
-            torch.save({"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}, path)
+            save_checkpoint(path, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step})
             saved = time.monotonic()
     decoder.load_state_dict(average)
 
@@ -135,7 +136,7 @@ def psnr(model: AutoencoderKL, images: Tensor) -> dict[str, float]:
 
 
 def poster_pictures(emoji: list[Emoji], chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One poster of each chosen emoji, `(n, 64, 64, 3)` uint8."""
+    """One poster of each chosen emoji, `(n, 32, 32, 3)` uint8."""
     return np.stack([draw_poster(emoji, int(i), rng).pixels for i in chosen])
 
 
@@ -149,8 +150,8 @@ def _psnr(found: Tensor, images: Tensor) -> Tensor:
 
 
 def _crops(sources: list[list[np.ndarray]], rng: np.random.Generator, n: int, size: int) -> Tensor:
-    """Random crops, flipped and halved at random, `(n, 3, size, size)` in [-1, 1]."""
-    crops = []
+    """Random crops of the sources that are large enough, flipped and halved at random, `(n, 3, size, size)` in [-1, 1]."""
+    crops, sources = [], [pictures for pictures in sources if min(pictures[0].shape[:2]) >= size]
     for _ in range(n):
         pictures = sources[rng.integers(len(sources))]
         picture = pictures[rng.integers(len(pictures))]

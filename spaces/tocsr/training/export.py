@@ -19,7 +19,7 @@ from nas.spaces.tocsr.training.codec import LinearCodec
 from nas.spaces.tocsr.training.pictures import Emoji
 from nas.spaces.tocsr.training.unet import choose_emoji, draw_batch
 
-SPLITS = {"fit": 192, "measure": 128, "verify": 128}  # in the order of the split's number
+SPLITS = {"fit": 384, "measure": 128, "verify": 128}  # in the order of the split's number
 PACKAGE, LICENCE = "fonts-noto-color-emoji", "OFL-1.1"
 
 

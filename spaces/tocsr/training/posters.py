@@ -18,14 +18,15 @@ from PIL import Image
 
 from nas.spaces.tocsr.training.pictures import COLOURS, Emoji
 
-SIZE = 64
+SIZE = 32  # pixels a side
+CANVAS = 64  # what is drawn, then halved
 TOKENS = 16
-X, Y = np.meshgrid((np.arange(SIZE) + 0.5) / SIZE, (np.arange(SIZE) + 0.5) / SIZE)
+X, Y = np.meshgrid((np.arange(CANVAS) + 0.5) / CANVAS, (np.arange(CANVAS) + 0.5) / CANVAS)
 
 
 @dataclass(frozen=True, slots=True)
 class Poster:
-    """Pixels `(64, 64, 3)` uint8, the words of the caption, and which emoji it shows."""
+    """Pixels `(32, 32, 3)` uint8, the words of the caption, and which emoji it shows."""
 
     pixels: np.ndarray
     words: tuple[str, ...]
@@ -39,18 +40,18 @@ def draw_poster(emoji: Sequence[Emoji], index: int, rng: np.random.Generator) ->
     ground, mark = rng.choice(list(COLOURS), size=2, replace=False)
     tints = [np.clip(np.asarray(COLOURS[c]) + rng.normal(0, 8, 3), 0, 255) for c in (ground, mark)]
     canvas = Image.fromarray((tints[0] + mask[..., None] * (tints[1] - tints[0])).astype(np.uint8))
-    side = int(rng.integers(40, SIZE - 1))
+    side = int(rng.integers(40, CANVAS - 1))
     drawing = Image.fromarray(emoji[index].pixels).resize((side, side), Image.Resampling.BILINEAR)
     mirrored = rng.random() < 0.5
     if mirrored:
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    x, y = (int(v) for v in rng.integers(0, SIZE - side + 1, 2))
+    x, y = (int(v) for v in rng.integers(0, CANVAS - side + 1, 2))
     canvas.paste(drawing, (x, y), drawing)
     place = (_place_word(x + side / 2, ("left", "centre", "right")), _place_word(y + side / 2, ("high", "middle", "low")))
     layout = (_size_word(side), *place, *(("mirrored",) if mirrored else ()))
     subject = tuple(f"{colour}-subject" for colour in emoji[index].colours)
     caption = (f"{ground}-ground", f"{mark}-mark", pattern, *words, *layout, *subject, *words_of(emoji[index]))
-    return Poster(np.asarray(canvas), caption, index)
+    return Poster(np.asarray(canvas.reduce(CANVAS // SIZE)), caption, index)
 
 
 def _size_word(side: int) -> str:
@@ -58,7 +59,7 @@ def _size_word(side: int) -> str:
 
 
 def _place_word(middle: float, words: tuple[str, str, str]) -> str:
-    return words[1 + int(middle > SIZE / 2 + 3) - int(middle < SIZE / 2 - 3)]
+    return words[1 + int(middle > CANVAS / 2 + 3) - int(middle < CANVAS / 2 - 3)]
 
 
 def words_of(emoji: Emoji) -> tuple[str, ...]:
@@ -155,7 +156,7 @@ def _sun(rng: np.random.Generator) -> Ground:
 
 def _plain(rng: np.random.Generator) -> Ground:
     del rng
-    return np.zeros((SIZE, SIZE)), ()
+    return np.zeros((CANVAS, CANVAS)), ()
 
 
 PATTERNS: dict[str, Callable[[np.random.Generator], Ground]] = {

@@ -7,6 +7,7 @@ latents, eps = sqrt(1 - abar) x_t, and conv_out starts at zero, so training star
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,16 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
 
-from nas.spaces.tocsr.training.codec import LinearCodec
+from nas.checkpoint import load_checkpoint, save_checkpoint
+from nas.spaces.tocsr.training.codec import CHANNELS, PATCH, LinearCodec
 from nas.spaces.tocsr.training.pictures import Emoji
-from nas.spaces.tocsr.training.posters import draw_poster, tokens_of
+from nas.spaces.tocsr.training.posters import SIZE, draw_poster, tokens_of
 
 POOL = 6400  # posters drawn at a time
 QUARTERS = 4
-TEXT_DROP = 0.05
-LAST = 3  # the outermost up block
+TEXT_DROP = 0.1
+SCALE_WEIGHT, SCALE_LIMIT = 0.02, 2.0  # see `ScalePenalty`
 TEXT_SCALE = 5.0  # cross-attention averages 16 words: at unit scale it adds 4 % to the hidden state and is not learned
 TEXT_RATE = 10.0  # the word vectors' share of the rate: each is met in few batches
 
@@ -35,38 +38,30 @@ TEXT_RATE = 10.0  # the word vectors' share of the rate: each is met in few batc
 class UNetSettings:
     """What a probe varies; `save_config` of the network holds the rest."""
 
-    widths: tuple[int, ...] = (32, 56, 72, 80)
+    widths: tuple[int, ...] = (32, 64, 96, 96)
     layers: int = 1
     text_width: int = 48
-    text_levels: tuple[int, ...] = (3,)
     heads: int = 4
-    batch: int = 16
-    steps: int = 5000
+    batch: int = 64
+    steps: int = 10000
     rate: float = 2e-3
     warmup: int = 200
-    eps_weight: float = 0.0  # 0: plain v loss; 1: plain eps loss (v loss times abar)
     skip_drop: float = 0.3  # chance that a sample loses the skips of up2 and up3 (half of these also up1's); starts at 1, see `drop_chance`
-    noisy: float = 0.3  # chance that t is drawn from the noisiest fifth, falling to 0 over `early`
-    early: int = 2000
-    begin: int = 0  # step at which `early` begins
-    decay: float = 0.3  # share of the steps over which the rate falls at the end
-    silent: tuple[int, ...] = (0, 1, 2, 3)  # up blocks that read no skip (up3: conv_in's only): the network is a chain
-    inner_only: tuple[int, int] = (0, 0)  # steps between which conv_in, down0, down1, up3 and the last layers stand still
-    schedule: str = "scaled_linear"
+    noisy: float = 0.2  # chance that t is drawn from the noisiest fifth, falling to 0 over `early`
+    early: int = 500
+    decay: float = 0.4  # share of the steps over which the rate falls at the end
     seed: int = 0
 
 
 def make_unet(settings: UNetSettings) -> UNet2DConditionModel:
-    """A stock network with cross-attention in the middle and in `text_levels`, and a zero last convolution."""
+    """A stock network that reads text in the middle only, with a zero last convolution."""
     torch.manual_seed(settings.seed)
-    down = ["CrossAttnDownBlock2D" if i in settings.text_levels else "DownBlock2D" for i in range(4)]
-    up = ["CrossAttnUpBlock2D" if i in settings.text_levels else "UpBlock2D" for i in (3, 2, 1, 0)]
     unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=16,
-        out_channels=16,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
+        sample_size=SIZE // PATCH,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
         block_out_channels=settings.widths,
         layers_per_block=settings.layers,
         cross_attention_dim=settings.text_width,
@@ -75,42 +70,36 @@ def make_unet(settings: UNetSettings) -> UNet2DConditionModel:
     )
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
-    silence(unet, settings.silent)
     return unet
 
 
-@torch.no_grad()
-def silence(unet: UNet2DConditionModel, silent: tuple[int, ...]) -> None:
-    """Sets to zero the weights by which the given up blocks read their skips; the last one goes on reading conv_in's."""
-    for level in silent:
-        resnets = unet.up_blocks[level].resnets
-        for resnet in list(resnets)[: 1 if level == LAST else None]:
-            hidden = unet.up_blocks[level - 1].resnets[-1].out_channels if level else unet.mid_block.resnets[-1].out_channels
-            own = hidden if resnet is resnets[0] else resnet.out_channels
-            resnet.conv1.weight[:, own:] = 0
-            resnet.conv_shortcut.weight[:, own:] = 0
+class ScalePenalty:
+    """What a forward pass costs for hidden states whose root mean square exceeds `SCALE_LIMIT`.
 
-
-@torch.no_grad()
-def bound_highway(unet: UNet2DConditionModel, limit: float = 1.0) -> None:
-    """Clips the norm of every filter on the linear path (first convolution, shortcuts, resampling) to `limit`.
-
-    Norms make the loss blind to the scale of the hidden state, so it drifts up (to 1e7 in one probe) until residual
-    branches no longer matter and every stage is a linear map that a 1x1 projection imitates.
+    Norms make the loss blind to the scale of the hidden state, so it drifts up (to 1e10 in one probe) until residual branches
+    no longer matter and every stage is a linear map that a 1x1 projection imitates.
     """
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Conv2d) and ("shortcut" in name or "samplers" in name or name == "conv_in"):
-            norm = module.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            module.weight *= limit / norm.clamp(min=limit)
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self.total: Tensor | float = 0.0
+        for module in unet.modules():
+            if isinstance(module, ResnetBlock2D | Downsample2D | Upsample2D):
+                module.register_forward_hook(self._add)
+
+    def _add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        del module, args
+        if torch.is_grad_enabled():
+            excess = output.square().mean().log() / 2 - math.log(SCALE_LIMIT)
+            self.total = self.total + torch.relu(excess).square()
 
 
-def make_scheduler(settings: UNetSettings) -> DDPMScheduler:
+def make_scheduler() -> DDPMScheduler:
     """SD1.5's noise schedule, which spends half of uniform t at signal-to-noise ratios of 0.06 to 2."""
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule=settings.schedule, prediction_type="v_prediction", clip_sample=False)
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False)
 
 
 def draw_batch(emoji: list[Emoji], chosen: np.ndarray, codec: LinearCodec, ids: dict[str, int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Latents `(n, 16, 16, 16)` and tokens `(n, 16)` of one poster of each chosen emoji."""
+    """Latents `(n, 16, 8, 8)` and tokens `(n, 16)` of one poster of each chosen emoji."""
     posters = [draw_poster(emoji, int(i), rng) for i in chosen]
     tokens = torch.from_numpy(np.stack([tokens_of(p.words, ids) for p in posters]))
     images = torch.from_numpy(np.stack([p.pixels for p in posters])).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -129,7 +118,7 @@ def choose_emoji(emoji: list[Emoji], splits: dict[int, int], split: int, n: int,
 
 
 def v_error(unet: Callable[..., tuple[Tensor, ...]], text: Tensor, x0: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
-    """Squared error of v, `(B, 16, 16, 16)`."""
+    """Squared error of v, `(B, 16, h, w)`."""
     a = abar[t].view(-1, 1, 1, 1)
     noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
     found: Tensor = unet(noisy, t, text, return_dict=False)[0]
@@ -165,7 +154,7 @@ class Trainer:
         self.settings, self.emoji, self.splits, self.codec, self.ids = settings, emoji, splits, codec, ids
         self.unet = make_unet(settings)
         self.text = nn.Embedding(len(ids), settings.text_width, padding_idx=0)
-        self.abar: Tensor = make_scheduler(settings).alphas_cumprod
+        self.abar: Tensor = make_scheduler().alphas_cumprod
         nn.init.normal_(self.text.weight, std=TEXT_SCALE)
         with torch.no_grad():
             self.text.weight[0] = 0
@@ -178,8 +167,7 @@ class Trainer:
         )
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
-        outer = [self.unet.conv_in, *self.unet.down_blocks[:2], self.unet.up_blocks[3], self.unet.conv_norm_out, self.unet.conv_out, self.unet.time_embedding]
-        self._outer = [p for module in outer for p in module.parameters()]
+        self._scales = ScalePenalty(self.unet)
         self._kept: dict[int, Tensor] = {}
         for level in (1, 2, 3):
             self.unet.up_blocks[level].register_forward_pre_hook(partial(self._drop_skips, level), with_kwargs=True)
@@ -201,18 +189,16 @@ class Trainer:
         return s.rate * min(1.0, (self.step + 1) / s.warmup, max(0.02, (s.steps - self.step) / (s.decay * s.steps)))
 
     def drop_chance(self) -> float:
-        """Inner levels first: 1 for a quarter of `early` after `begin`, falling to `skip_drop` at its end."""
+        """Inner levels first: 1 for a quarter of `early`, falling to `skip_drop` at its end."""
         s = self.settings
-        if self.step < s.begin or s.skip_drop == 0:
-            return s.skip_drop
-        opened = min(1.0, max(0.0, (self.step - s.begin - s.early / 4) / (0.75 * s.early)))
+        opened = min(1.0, max(0.0, (self.step - s.early / 4) / (0.75 * s.early)))
         return 1 + (s.skip_drop - 1) * opened
 
     def train_step(self, x0: Tensor, tokens: Tensor) -> float:
         """One optimizer step; random numbers are a function of seed and step."""
         s = self.settings
         generator = torch.Generator().manual_seed(s.seed * 1_000_003 + self.step)
-        early = max(0.0, 1 - max(0, self.step - s.begin) / s.early)
+        early = max(0.0, 1 - self.step / s.early)
         t = torch.randint(0, 1000, (len(x0),), generator=generator)
         t = torch.where(torch.rand(len(x0), generator=generator) < s.noisy * early, 800 + t // 5, t)
         noise = torch.randn(x0.shape, generator=generator)
@@ -220,19 +206,15 @@ class Trainer:
         lot = torch.rand(len(x0), 1, 1, 1, generator=generator)
         chance = self.drop_chance()
         self._kept = {level: (lot >= chance * (0.5 if level == 1 else 1.0)).float() for level in (1, 2, 3)} if chance > 0 else {}
-        weight = self.abar[t] ** s.eps_weight
-        loss = (v_error(self.unet, self.text(tokens * keep), x0, t, noise, self.abar).mean((1, 2, 3)) * weight).mean()
+        self._scales.total = 0.0
+        loss = v_error(self.unet, self.text(tokens * keep), x0, t, noise, self.abar).mean()
         self._kept = {}
-        for p in self._outer:
-            p.requires_grad_(not s.inner_only[0] <= self.step < s.inner_only[1])
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate() * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + SCALE_WEIGHT * self._scales.total).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        silence(self.unet, s.silent)
-        bound_highway(self.unet)
         self.step += 1
         decay = min(0.999, (1 + self.step) / (20 + self.step))
         with torch.no_grad():
@@ -248,7 +230,7 @@ class Trainer:
             a.copy_(kept)
 
     def save(self, path: Path) -> None:
-        """Writes the state beside and moves it into place."""
+        """Writes the whole state, or leaves what was there."""
         state = {
             "unet": self.unet.state_dict(),
             "text": self.text.state_dict(),
@@ -257,12 +239,11 @@ class Trainer:
             "step": self.step,
             "settings": asdict(self.settings),
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        save_checkpoint(path, state)
 
     def load(self, path: Path) -> None:
         """Goes on from `path`."""
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path)
         self.unet.load_state_dict(state["unet"])
         self.text.load_state_dict(state["text"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -271,7 +252,7 @@ class Trainer:
     def run(self, folder: Path, val: tuple[Tensor, Tensor], every: int = 500, save_s: float = 120.0) -> None:
         """Trains to `settings.steps`, saving every two minutes and logging the validation loss every `every` steps."""
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint, s = folder / "checkpoint.pt", self.settings
+        checkpoint, s = folder / "checkpoint.safetensors", self.settings
         if checkpoint.exists():
             self.load(checkpoint)
         per_pool = POOL // s.batch

@@ -1,0 +1,107 @@
+"""The choices of every stage: recipes tried on each, those that do not fit left out with their reason."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from nas.blocks.contract import Passed, check_written, passed_on_meta, without_weights
+from nas.blocks.recipe import BlockRecipe
+from nas.blocks.reductions.attention import FewerHeads, NoAttention, PooledAttention, SharedAttention
+from nas.blocks.reductions.convolutions import Bottleneck, Separable
+from nas.blocks.reductions.depth import Bypass, FewerLayers
+from nas.blocks.reductions.low_rank import LowRank
+from nas.blocks.reductions.widths import Channels, FeedForward
+from nas.errors import ContractError, DoesNotFit, InputError, did_you_mean
+from nas.graph import StageGraph, Step, Values
+from nas.space import TEACHER, Choice, Recipe, Stage
+
+Offer = Sequence[Recipe | Choice] | Mapping[str, Sequence[Recipe | Choice]]
+"""Recipes for every stage, or for each stage by name."""
+
+GENERIC: tuple[BlockRecipe, ...] = (
+    LowRank(0.5), LowRank(0.25), LowRank(0.1), Channels(0.5), Channels(0.25), FeedForward(0.5), FeedForward(0.25), Separable(), Bottleneck(0.25),
+    FewerHeads(0.5), SharedAttention(), PooledAttention(4), NoAttention(), FewerLayers(0.5), Bypass(),
+)  # fmt: skip
+"""What is offered where nothing is said."""
+
+
+def offer(graph: StageGraph, recipes: Offer | None, inputs: Values, stages: Iterable[str] | None = None) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
+    """The stages with their choices, and notes on what was left out or is larger than the teacher.
+
+    Args:
+        graph: the teacher.
+        recipes: see `Offer`; None is `GENERIC`.
+        inputs: graph inputs of one forward pass.
+        stages: names of the steps to search; by default all that have a layout (those that `cut` made).
+
+    Raises:
+        DoesNotFit: a recipe given for a stage by name cannot be applied to it.
+        ContractError: a recipe that is not `optional` makes a block that writes something else than the teacher's.
+    """
+    names = list(stages) if stages is not None else [step.name for step in graph.steps if step.layout is not None]
+    given: Offer = GENERIC if recipes is None else recipes
+    if isinstance(given, Mapping):
+        for name in given:
+            if name not in names:
+                raise InputError(f"recipes are given for stage '{name}', which the space lacks{did_you_mean(name, names)}")
+    passed = passed_on_meta(graph, inputs)
+    notes: list[str] = []
+    made = []
+    for name in names:
+        by_name = isinstance(given, Mapping)
+        listed = given.get(name, ()) if isinstance(given, Mapping) else given
+        choices, left_out = _fitting(graph[name], listed, passed, notes, must_fit=by_name)
+        made.append(Stage(name, (Choice(TEACHER), *choices)))
+        if left_out and recipes is not None:
+            notes.append(f"stage '{name}': {len(left_out)} recipes do not fit: " + "; ".join(left_out.values()))
+        elif left_out:
+            notes.append(f"stage '{name}': {len(left_out)} generic reductions do not fit: " + ", ".join(left_out))
+    return tuple(made), tuple(notes)
+
+
+def _fitting(step: Step, recipes: Sequence[Recipe | Choice], passed: Passed, notes: list[str], *, must_fit: bool) -> tuple[list[Choice], dict[str, str]]:
+    """The choices whose recipes fit, and the others' names with their reasons."""
+    skeleton = without_weights(step.module)
+    before = _size(skeleton)
+    choices: list[Choice] = []
+    left_out: dict[str, str] = {}
+    for recipe in recipes:
+        choice = recipe if isinstance(recipe, Choice) else Choice(choice_name(recipe), recipe)
+        try:
+            after = _size(_tried(step, choice, skeleton, passed))
+        except DoesNotFit as reason:
+            if must_fit:
+                raise DoesNotFit(f"stage '{step.name}': {reason}") from reason
+            left_out[choice.name] = str(reason)
+            continue
+        if after > before:
+            notes.append(f"warning: block '{step.name}/{choice.name}' has {after:,} parameters, the teacher's only {before:,}")
+        choices.append(choice)
+    return choices, left_out
+
+
+def choice_name(recipe: Recipe) -> str:
+    """The recipe's own name, or one made from its spec."""
+    name = getattr(recipe, "name", None)
+    return str(name) if name else "-".join(str(value) for key, value in recipe.spec.items() if key != "code")
+
+
+def _tried(step: Step, choice: Choice, skeleton: nn.Module, passed: Passed) -> nn.Module:
+    """The block without weights, proven to write what the teacher's writes."""
+    if choice.recipe is None:
+        raise InputError(f"choice '{step.name}/{choice.name}' has no recipe; choice '{TEACHER}' is there anyway")
+    block = choice.recipe.build(skeleton)
+    reads, writes = passed[step.name]
+    if isinstance(choice.recipe, BlockRecipe):
+        choice.recipe.check(reads, writes)
+    try:
+        check_written(step, choice.name, block, reads, writes)
+    except ContractError as error:
+        if getattr(choice.recipe, "optional", False):
+            raise DoesNotFit(f"{choice.name} does not fit: {error}") from error
+        raise
+    return block
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

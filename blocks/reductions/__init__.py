@@ -1,0 +1,1 @@
+"""Recipes that work on whatever they fit: `nas blocks` lists them."""

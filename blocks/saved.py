@@ -1,0 +1,169 @@
+"""Any assembled model as a folder: weights as safetensors, the architecture as JSON, and a loader that starts from the user's own model class."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from nas.blocks.recipe import recipe_of
+from nas.blocks.reductions.depth import HandOn
+from nas.cut import CutModel, put
+from nas.cut_stage import Chain
+from nas.errors import ContractError, DamagedFile, InputError, did_you_mean
+from nas.graph import StageGraph
+from nas.layout import PassOn, Restored, Template, plain_attributes
+from nas.space import TEACHER, Choice, Recipe
+
+WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+_VERSION = 1
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save_model(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
+    """Writes the teacher with the chosen blocks at their stages."""
+    blocks = {stage: block for stage, (_, block) in chosen.items()}
+    weights = _cut_weights(graph, blocks) if isinstance(graph, CutModel) else _graph_weights(graph, blocks)
+    content = save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
+    stages = {name: _stage(graph, name, choice, block) for name, (choice, block) in chosen.items()}
+    architecture = {"format": "stage-nas model", "version": _VERSION, "sha256": hashlib.sha256(content).hexdigest(), "stages": stages}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(content)
+    (folder / ARCHITECTURE).write_text(json.dumps(architecture, indent=1), encoding="utf-8")
+
+
+def load_model(folder: Path | str, model: Model, recipes: Sequence[Recipe] = ()) -> Model:
+    """The saved model, rebuilt on `model`: a fresh one of the teacher's class, whose weights do not matter; it is changed and returned.
+
+    Args:
+        folder: what `nas search` or `nas export` wrote.
+        model: what the teacher was before it was cut.
+        recipes: those of the winner that are not registered; every other one is found by its registered name.
+
+    Raises:
+        InputError: a stage that the model lacks, or a recipe that is not known.
+        DamagedFile: files that are missing or damaged, or any weight that is missing, unexpected or of another shape.
+    """
+    architecture, weights = _read(Path(folder))
+    for name, stage in architecture["stages"].items():
+        if "modules" not in stage:
+            raise InputError(f"model folder '{folder}' was saved from a graph of steps; load it with load_graph and that graph")
+        for path, module in _places(model, name, stage, recipes).items():
+            put(model, path, module)
+    _fill(model, weights, folder)
+    return model.eval()
+
+
+def load_graph(folder: Path | str, graph: StageGraph, recipes: Sequence[Recipe] = ()) -> StageGraph:
+    """The saved model as a graph, rebuilt on a fresh one like the teacher's; see `load_model`."""
+    architecture, weights = _read(Path(folder))
+    blocks = {}
+    for name, stage in architecture["stages"].items():
+        graph.check_stages([name])
+        blocks[name] = _recipe(stage["recipe"], recipes).build(graph[name].module)
+    steps = tuple(replace(step, module=blocks.get(step.name, step.module).eval()) for step in graph.steps)
+    _fill(_Steps(StageGraph(graph.inputs, steps, graph.output)), weights, folder)
+    return StageGraph(graph.inputs, steps, graph.output)
+
+
+def library_free(model: nn.Module) -> nn.Module:
+    """The loaded model without any class of this toolkit, on the same weights; it is changed and returned. `torch.save` may keep it.
+
+    Raises:
+        ContractError: a block needs a class of the toolkit; names it.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Restored) and module.returns_bare_tensor:
+            put(model, name, nn.Identity() if isinstance(module.block, HandOn) else module.block)
+    bound = {name: type(module).__name__ for name, module in model.named_modules() if type(module).__module__.startswith("nas.")}
+    if bound:
+        name, kind = next(iter(bound.items()))
+        raise ContractError(f"'{name}' is a {kind} of this toolkit, and {len(bound) - 1} more are; such a model needs the toolkit to be loaded")
+    return model
+
+
+class _Steps(nn.Module):
+    """The modules of a graph under their steps' names."""
+
+    def __init__(self, graph: StageGraph, blocks: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        for step in graph.steps:
+            self.add_module(step.name.replace(".", "/"), (blocks or {}).get(step.name, step.module))
+
+
+def _cut_weights(graph: CutModel, blocks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    with graph.installed(blocks):
+        return dict(graph.model.state_dict())
+
+
+def _graph_weights(graph: StageGraph, blocks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return dict(_Steps(graph, blocks).state_dict())
+
+
+def _stage(graph: StageGraph, name: str, choice: Choice, block: nn.Module) -> dict[str, Any]:
+    step = graph[name]
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (block, step.module)]
+    row: dict[str, Any] = {
+        "choice": choice.name, "recipe": choice.recipe.spec if choice.recipe else {"recipe": TEACHER}, "params": sizes[0], "teacher_params": sizes[1],
+    }  # fmt: skip
+    if not isinstance(graph, CutModel):
+        return row
+    assert step.layout is not None
+    chain = step.module if isinstance(step.module, Chain) else None
+    results = chain.results if chain else (step.layout.result,)
+    calls = chain.calls if chain else ()
+    return {
+        **row, "modules": list(graph.paths[name]), "results": [result.to_json() for result in results], "calls": [call.to_json() for call in calls],
+    }  # fmt: skip
+
+
+def _places(model: nn.Module, name: str, stage: Mapping[str, Any], recipes: Sequence[Recipe]) -> dict[str, nn.Module]:
+    paths = stage["modules"]
+    known = dict(model.named_modules())
+    for path in paths:
+        if path not in known:
+            raise InputError(f"stage '{name}': the given model has no module '{path}'{did_you_mean(path, known)}; give a fresh model of the teacher's class")
+    results = [Template.from_json(content) for content in stage["results"]]
+    calls = [Template.from_json(content) for content in stage["calls"]]
+    teacher = Chain([known[path] for path in paths], calls, results) if calls else known[paths[0]]
+    block = _recipe(stage["recipe"], recipes).build(teacher)
+    first = Restored(block, results[0], plain_attributes(known[paths[0]]))
+    return {paths[0]: first, **{path: PassOn(result) for path, result in zip(paths[1:], results[1:], strict=True)}}
+
+
+def _recipe(spec: Mapping[str, Any], recipes: Sequence[Recipe]) -> Recipe:
+    return next((recipe for recipe in recipes if recipe.spec == spec), None) or recipe_of(spec)
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], folder: Path | str) -> None:
+    own = model.state_dict()
+    wrong = {
+        "missing": sorted(set(own) - set(weights)),
+        "unexpected": sorted(set(weights) - set(own)),
+        "of another shape": sorted(name for name in set(own) & set(weights) if own[name].shape != weights[name].shape),
+    }
+    found = [f"{len(names)} {kind}, such as '{names[0]}'" for kind, names in wrong.items() if names]
+    if found:
+        raise DamagedFile(f"model folder '{folder}': the weights do not fit the model: {'; '.join(found)}; give the model class that was cut")
+    device = next((value.device for value in own.values()), None)
+    model.load_state_dict({name: value.to(device) for name, value in weights.items()}, assign=True)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        architecture: dict[str, Any] = json.loads((folder / ARCHITECTURE).read_bytes())
+        content = (folder / WEIGHTS).read_bytes()
+        if not isinstance(architecture, dict) or architecture.get("format") != "stage-nas model" or architecture.get("version") != _VERSION:
+            raise ValueError(f"{ARCHITECTURE} is not that of a model of this version")
+        if hashlib.sha256(content).hexdigest() != architecture["sha256"]:
+            raise ValueError(f"{WEIGHTS} has another hash than {ARCHITECTURE} says")
+        return architecture, dict(load_tensors(content))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DamagedFile(f"model folder '{folder}' cannot be read: {error}; export the model again") from error

@@ -1,0 +1,89 @@
+"""Training state in one safetensors file: tensors as such, all else as JSON in its header. No pickle, nothing half written."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from nas.data import hash_tensors
+from nas.errors import DamagedFile, InputError
+from nas.files import parse_json, read_bytes, write_whole
+
+LIMIT = 1 << 36
+"""Bytes of a checkpoint that are read at most."""
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes nested dicts, lists and tuples of tensors, numbers, strings, booleans and None (a `state_dict`, an optimizer's too) exactly.
+
+    Raises:
+        InputError: the file cannot be written, or the state holds something else.
+    """
+    tensors: dict[str, Tensor] = {}
+    plan = _plan(state, tensors, "state")
+    header = {"state": json.dumps(plan), "sha256": hash_tensors(tensors)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, save_tensors(tensors, header))
+    except OSError as error:
+        raise InputError(f"cannot write checkpoint {path}: {error.strerror}; the one before stands; free some space and go on") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, equal to the last bit, on the CPU.
+
+    Raises:
+        DamagedFile: the file is cut, changed, or of another kind.
+    """
+    content = read_bytes(path, LIMIT)
+    try:
+        tensors = load_tensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        if hash_tensors(tensors) != header["sha256"]:
+            raise DamagedFile(f"checkpoint {path} is damaged (its hash differs); remove it to start afresh")
+        state = _rebuilt(parse_json(header["state"], f"checkpoint {path}"), tensors)
+        if not isinstance(state, dict):
+            raise TypeError("it must hold a dict")
+    except (SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"checkpoint {path} is damaged or no checkpoint of this toolkit: {error}; remove it to start afresh") from error
+    return state
+
+
+def _plan(value: Any, tensors: dict[str, Tensor], where: str) -> list[Any]:
+    """`[kind, content]`, the tensors themselves put aside under running numbers."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return ["tensor", name]
+    if isinstance(value, Mapping):
+        return ["dict", [[_key(key, where), _plan(item, tensors, f"{where}.{key}")] for key, item in value.items()]]
+    if isinstance(value, list | tuple):
+        return ["list" if isinstance(value, list) else "tuple", [_plan(item, tensors, f"{where}[{n}]") for n, item in enumerate(value)]]
+    if value is None or isinstance(value, bool | int | float | str):
+        return ["value", value]
+    raise InputError(f"checkpoint: {where} must be a tensor, number, string, list or dict, got {type(value).__name__}")
+
+
+def _key(key: Any, where: str) -> str | int:
+    if isinstance(key, str | int):
+        return key
+    raise InputError(f"checkpoint: {where} must have strings and integers as keys, got {type(key).__name__}")
+
+
+def _rebuilt(plan: Any, tensors: Mapping[str, Tensor]) -> Any:
+    kind, content = plan
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _rebuilt(item, tensors) for key, item in content}
+    if kind in ("list", "tuple"):
+        items = [_rebuilt(item, tensors) for item in content]
+        return items if kind == "list" else tuple(items)
+    if kind == "value":
+        return content
+    raise ValueError(f"unknown kind {kind!r:.40}")

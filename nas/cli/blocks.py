@@ -1,0 +1,68 @@
+"""`nas blocks`: the recipes that libraries can offer, and what they fit."""
+
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from nas.cli import options
+from nas.cli.console import out, print_json
+from nas.errors import InputError
+
+blocks = typer.Typer(help="List recipes of surrogate blocks, or show one.", invoke_without_command=True, rich_markup_mode=None)
+
+
+@blocks.callback()
+def _blocks(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_blocks()
+
+
+@blocks.command("list")
+def list_blocks(json: options.Json = False) -> None:
+    """List the registered recipes with what they fit; those of other packages are imported."""
+    rows = [_row(name) for name in _names()]
+    if json:
+        print_json(rows)
+        return
+    table = Table("recipe", "what it does", "fits")
+    for row in rows:
+        table.add_row(row["name"], row["does"], row["fits"])
+    out.print(table)
+
+
+@blocks.command("show")
+def show_block(name: Annotated[str, typer.Argument(help="A name that `nas blocks` lists.")], json: options.Json = False) -> None:
+    """Show a recipe: what it does, what it fits, its options."""
+    from nas.names import BLOCKS
+
+    kind = BLOCKS.get(name)
+    defaults = {field.name: field.default if isinstance(field.default, int | float | str | bool) else None for field in fields(kind)}  # type: ignore[arg-type]  # recipes are dataclasses
+    shown = {**_row(name), "class": f"{kind.__module__}.{kind.__name__}", "options": defaults}
+    if json:
+        print_json(shown)
+        return
+    for key, value in shown.items():
+        text = ", ".join(f"{option}={default}" for option, default in value.items()) if isinstance(value, dict) else value
+        out.print(f"{key}: {text or 'none'}", soft_wrap=True)
+
+
+def _names() -> list[str]:
+    from nas.names import BLOCKS
+
+    return BLOCKS.names()
+
+
+def _row(name: str) -> dict[str, Any]:
+    from nas.blocks.catalogue import CATALOGUE
+    from nas.names import BLOCKS
+
+    entry = next((entry for entry in CATALOGUE if entry.name == name), None)
+    if entry is not None:
+        return {"name": name, "does": entry.does, "fits": entry.fits}
+    try:
+        kind = BLOCKS.get(name)
+    except InputError as error:
+        return {"name": name, "does": f"cannot be loaded: {error}", "fits": ""}
+    return {"name": name, "does": kind.does or (kind.__doc__ or "").strip().partition("\n")[0], "fits": kind.fits}

@@ -1,0 +1,175 @@
+"""How a module of any signature is called with plain tensors: positional and keyword arguments, tuples, lists, dicts, None, and results alike."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # what torch.export and transformers stand on; knows their output classes
+
+from nas.errors import ContractError, InputError
+
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of the tensor with that number in a template."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """Nested containers whose leaves are slots for tensors, or constants."""
+
+    spec: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, tree: Any, slot: Callable[[Tensor], int | None]) -> "Template":
+        """The template of `tree`; `slot` numbers the tensors that vary, None keeps one as a constant."""
+        leaves, spec = pytree.tree_flatten(tree)
+        made: list[Any] = []
+        for leaf in leaves:
+            index = slot(leaf) if isinstance(leaf, Tensor) else None
+            made.append(leaf.detach() if isinstance(leaf, Tensor) and index is None else leaf if index is None else Slot(index))
+        return cls(spec, tuple(made))
+
+    @classmethod
+    def of_result(cls, tree: Any) -> "Template":
+        """A template with a slot for every tensor, in order."""
+        numbers = iter(range(len(pytree.tree_leaves(tree))))
+        return cls.of(tree, lambda _: next(numbers))
+
+    @property
+    def n_slots(self) -> int:
+        """How many tensors it takes."""
+        return 1 + max((leaf.index for leaf in self.leaves if isinstance(leaf, Slot)), default=-1)
+
+    def fill(self, tensors: Sequence[Tensor]) -> Any:
+        """The containers with these tensors in their slots, constant tensors on the same device."""
+        device = tensors[0].device if tensors else None
+
+        def value(leaf: Any) -> Any:
+            if isinstance(leaf, Slot):
+                return tensors[leaf.index]
+            return leaf.to(device) if isinstance(leaf, Tensor) and device is not None else leaf
+
+        return pytree.tree_unflatten([value(leaf) for leaf in self.leaves], self.spec)
+
+    def take(self, tree: Any) -> tuple[Tensor, ...]:
+        """The tensors of `tree` by slot; the bare tensors (one, or a tuple) do as well as the containers around them.
+
+        Raises:
+            ContractError: the structure is another; says which.
+        """
+        leaves, spec = pytree.tree_flatten(tree)
+        if spec == self.spec and all(isinstance(leaf, Tensor) == isinstance(own, Slot | Tensor) for leaf, own in zip(leaves, self.leaves, strict=True)):
+            found = {own.index: leaf for leaf, own in zip(leaves, self.leaves, strict=True) if isinstance(own, Slot)}
+            return tuple(found[index] for index in range(self.n_slots))
+        bare = tree if isinstance(tree, tuple | list) else (tree,)
+        if len(bare) == self.n_slots and all(isinstance(value, Tensor) for value in bare):
+            return tuple(bare)
+        raise ContractError(f"must return {self} like the teacher, returned {Template.of_result(tree)}")
+
+    def __str__(self) -> str:
+        """The structure for people: `(Tensor, None)`."""
+        marks = ["Tensor" if isinstance(leaf, Slot | Tensor) else type(leaf).__name__.replace("NoneType", "None") for leaf in self.leaves]
+        return str(pytree.tree_unflatten([_Word(mark) for mark in marks], self.spec))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Template":
+        """Itself: it never changes."""
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `from_json` reads back.
+
+        Raises:
+            InputError: a constant is no JSON value.
+        """
+        leaves = [{"slot": leaf.index} if isinstance(leaf, Slot) else {"constant": leaf} for leaf in self.leaves]
+        try:
+            json.dumps(leaves)
+            return {"spec": pytree.treespec_dumps(self.spec), "leaves": leaves}
+        except (TypeError, NotImplementedError, ValueError) as error:
+            raise InputError(f"a result {self} cannot be written to a file: {error}; cut a module that returns tensors") from error
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Template":
+        """The template that wrote this."""
+        leaves = tuple(Slot(leaf["slot"]) if "slot" in leaf else leaf["constant"] for leaf in content["leaves"])
+        return cls(pytree.treespec_loads(content["spec"]), leaves)
+
+
+class _Word(str):
+    __slots__ = ()
+
+    __repr__ = str.__str__
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step's module is called with the values it reads, and what of its result it writes.
+
+    `arguments` is a template of `(args, kwargs)`; tensors without a sample dimension (position tables, masks) are constants in it.
+    """
+
+    arguments: Template
+    result: Template
+
+    def call(self, module: Callable[..., Any], read: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the module writes for the tensors read."""
+        args, kwargs = self.arguments.fill(read)
+        return self.result.take(module(*args, **kwargs))
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """All tensors inside nested containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def check_leaves(tree: Any, where: str) -> None:
+    """Raises unless all that is no tensor is a plain constant, which may be kept."""
+    for leaf in pytree.tree_leaves(tree):
+        if not isinstance(leaf, (Tensor, *_PLAIN)):
+            raise InputError(f"{where} passes a {type(leaf).__name__}, which is neither a tensor nor a plain constant; switch it off (such as use_cache=False)")
+
+
+class Restored(nn.Module):
+    """A block in a teacher's place: returns its tensors in the teacher's containers, and shows the plain attributes that callers may ask for."""
+
+    def __init__(self, block: nn.Module, result: Template, attributes: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.block = block
+        self._result = result
+        for name, value in (attributes or {}).items():
+            self.__dict__.setdefault(name, value)
+
+    @property
+    def returns_bare_tensor(self) -> bool:
+        """Whether the teacher returns one tensor with nothing around it."""
+        return self._result.spec.is_leaf()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The teacher's structure with the block's tensors."""
+        return self._result.fill(tensors_of(self.block(*args, **kwargs)))
+
+
+class PassOn(nn.Module):
+    """The place of a later module of a stage: hands its first tensor on, in the containers the teacher's module returned."""
+
+    def __init__(self, result: Template) -> None:
+        super().__init__()
+        self._result = result
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The first tensor among the arguments."""
+        return self._result.fill([tensors_of((args, kwargs))[0]])
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers, texts and flags that a module carries, which the code around it may ask for."""
+    return {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training" and isinstance(value, _PLAIN)}

@@ -1,0 +1,68 @@
+"""Any trained model as a search space: cut by module names, with the generic reductions or recipes of one's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from nas.blocks.calibration import CalibrationSettings
+from nas.blocks.offer import Offer, offer
+from nas.cut import Stages, cut
+from nas.data import Splits
+from nas.evaluators.costs import Measure
+from nas.evaluators.divergence import Divergence, Settings, mean_squared_error
+from nas.model_call import ModelCall
+from nas.spaces.network import Loss, NetworkSpace
+from nas.spaces.rules import NamedRule
+
+
+def model_space(
+    name: str,
+    model: nn.Module,
+    stages: Stages,
+    data: Splits,
+    recipes: Offer | None = None,
+    *,
+    divergence: Divergence = mean_squared_error,
+    output: str | int | Callable[[Any], Tensor] | None = None,
+    call: Callable[[nn.Module, Mapping[str, Tensor]], Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    loss: Loss | None = None,
+    rules: Sequence[NamedRule] = (),
+    costs: Mapping[str, Measure] | None = None,
+    calibration: CalibrationSettings | None = None,
+    evaluation: Settings | None = None,
+    home: Path | None = None,
+) -> NetworkSpace:
+    """A search space over a model's own modules.
+
+    Args:
+        name: what the space is called.
+        model: trained, in evaluation mode, on the device to run on.
+        stages: stage name -> qualified name of a module (or of several in a row), as `model.named_modules()` spells them.
+        data: samples to calibrate, measure and verify on; `nas.batches.split` makes them from any iterable of batches.
+        recipes: for all stages (those that do not fit one are left out there), or for each stage by name (then they must fit);
+            by default one of every generic reduction.
+        divergence: per-sample distance of two outputs; see `nas.evaluators.divergences`.
+        output: which part of the model's output counts: key, attribute, index or function.
+        call: `(model, inputs) -> output`, for signatures that take more than tensors by name or position.
+        constants: further keyword arguments of the model.
+        loss: the task's own loss `(output, samples) -> float`, reported on held-out samples.
+        rules: what is allowed, on `{stage: choice name}`; `nas.spaces.rules.Forbid` forbids a combination.
+        costs: further additive costs, name -> number of a module; `--minimize` and `--where` take them.
+        calibration: how blocks are fitted.
+        evaluation: how candidates are measured.
+        home: where blocks and measured values are kept; None is `$NAS_HOME`.
+
+    Raises:
+        InputError: a stage, sample set or model that cannot be used as given.
+        DoesNotFit: a recipe named for a stage cannot be applied to it.
+        ContractError: a recipe makes a block that writes something else than the teacher's.
+    """
+    graph = cut(model, stages, data.fit, ModelCall(call, constants or {}, output))
+    found, notes = offer(graph, recipes, {key: value[:1] for key, value in data.fit.inputs.items()})
+    return NetworkSpace(
+        name, graph, found, data, divergence, loss, calibration=calibration or CalibrationSettings(), evaluation=evaluation or Settings(),
+        home=home, notes=notes, rules=tuple(rules), extra_costs=costs or {}, strict_counts=False,
+    )  # fmt: skip

@@ -1,0 +1,186 @@
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nas.blocks.recipe import BlockRecipe
+from nas.blocks.reductions.depth import Bypass
+from nas.blocks.reductions.low_rank import LowRank
+from nas.blocks.reductions.widths import FeedForward
+from nas.blocks.saved import library_free, load_graph, load_model, save_model
+from nas.cut import CutModel, cut
+from nas.data import Samples
+from nas.errors import ContractError, DamagedFile, InputError
+from nas.graph import StageGraph
+from nas.space import Choice
+from tests.conftest import Narrow, toy_graph
+
+X = {"x": torch.randn(6, 8, generator=torch.Generator().manual_seed(0))}
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.kind = "plain"
+
+    def forward(self, h: Tensor) -> tuple[Tensor, None]:
+        return h + self.second(self.first(h).relu()), None
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.layers = nn.ModuleList([Layer(), Layer()])
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for layer in self.layers:
+            assert layer.kind == "plain"
+            h, _ = layer(h)
+        result: Tensor = self.head(h) * self.scale
+        return result
+
+
+def made(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net().eval()
+
+
+def saved(folder: Path, **recipes: BlockRecipe) -> tuple[CutModel, Tensor]:
+    """A saved model with these recipes' blocks (weights disturbed, as if calibrated), and its output."""
+    graph = cut(made(), {"low": "layers.0", "high": "layers.1", "head": ["head.0", "head.1", "head.2"]}, Samples(X, torch.arange(6)))
+    chosen = {}
+    for stage, recipe in recipes.items():
+        block = recipe.build(graph[stage].module).eval()
+        for parameter in block.parameters():
+            parameter.data.add_(0.1)
+        chosen[stage] = Choice(recipe.name, recipe), block
+    save_model(graph, chosen, folder)
+    with torch.no_grad():
+        return graph, graph.run(X, {stage: block for stage, (_, block) in chosen.items()})
+
+
+def test_a_model_comes_back_exact_to_the_bit_on_a_fresh_instance(tmp_path: Path) -> None:
+    _, want = saved(tmp_path, low=FeedForward(0.5), high=Bypass(), head=LowRank(0.5))
+    model = load_model(tmp_path, made(seed=7))
+    with torch.no_grad():
+        assert torch.equal(model(X["x"]), want)
+    architecture = json.loads((tmp_path / "architecture.json").read_text())
+    assert architecture["stages"]["low"]["recipe"] == {"recipe": "feed_forward", "fraction": 0.5}
+    assert architecture["stages"]["high"]["params"] == 0
+    assert architecture["stages"]["head"]["modules"] == ["head.0", "head.1", "head.2"]
+
+
+def test_the_teacher_itself_comes_back(tmp_path: Path) -> None:
+    _, want = saved(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path, made(seed=3))(X["x"]), want)
+
+
+def test_saving_leaves_the_teacher_as_it_was(tmp_path: Path) -> None:
+    graph, _ = saved(tmp_path, low=Bypass())
+    with torch.no_grad():
+        assert torch.equal(graph.model(X["x"]), made()(X["x"]))
+
+
+def _change(folder: Path, change: Callable[[dict[str, Tensor]], Any], rehash: bool = True) -> None:
+    import hashlib
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+    if rehash:
+        path = folder / "architecture.json"
+        content = json.loads(path.read_text()) | {"sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("stem.bias"), "1 missing, such as 'stem.bias'"),
+        (lambda w: w.update(more=torch.zeros(1)), "1 unexpected, such as 'more'"),
+        (lambda w: w.update({"stem.bias": torch.zeros(3)}), "1 of another shape, such as 'stem.bias'"),
+    ],
+)
+def test_every_missing_unexpected_or_misshapen_weight_is_refused(tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str) -> None:
+    saved(tmp_path, low=FeedForward(0.5))
+    _change(tmp_path, change)
+    with pytest.raises(DamagedFile, match=message):
+        load_model(tmp_path, made())
+
+
+def test_weights_that_the_architecture_does_not_vouch_for_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    _change(tmp_path, lambda w: w["scale"].add_(1), rehash=False)
+    with pytest.raises(DamagedFile, match=r"model\.safetensors has another hash than architecture\.json says"):
+        load_model(tmp_path, made())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": "other"}'])
+def test_an_architecture_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    saved(tmp_path)
+    (tmp_path / "architecture.json").write_bytes(content)
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        load_model(tmp_path, made())
+
+
+def test_a_model_of_another_class_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, low=Bypass())
+    with pytest.raises(InputError, match=r"stage 'low': the given model has no module 'layers\.0'"):
+        load_model(tmp_path, nn.Linear(8, 3))
+
+
+@dataclass(frozen=True)
+class Unregistered(BlockRecipe):
+    def build(self, teacher: nn.Module) -> nn.Module:
+        return nn.Linear(8, 8)
+
+
+def test_a_recipe_that_is_not_registered_is_asked_for_and_may_be_given(tmp_path: Path) -> None:
+    _, want = saved(tmp_path, low=Unregistered())
+    with pytest.raises(InputError, match="recipe '' is not registered"):
+        load_model(tmp_path, made())
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path, made(), [Unregistered()])(X["x"]), want)
+
+
+def test_a_model_whose_blocks_allow_it_needs_no_class_of_ours(tmp_path: Path) -> None:
+    graph = cut(nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3)).eval(), ["0", "1"], Samples(X, torch.arange(6)))
+    low_rank, bypass = LowRank(0.25), Bypass()
+    save_model(graph, {"0": (Choice("b", bypass), bypass.build(graph["0"].module)), "1": (Choice("l", low_rank), low_rank.build(graph["1"].module))}, tmp_path)
+    model = load_model(tmp_path, nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3)))
+    want = model(X["x"])
+    free = library_free(model)
+    assert torch.equal(free(X["x"]), want)
+    assert all(type(module).__module__.startswith("torch.") for module in free.modules())
+
+
+def test_a_model_that_needs_us_says_which_module_does(tmp_path: Path) -> None:
+    saved(tmp_path, low=Bypass())
+    with pytest.raises(ContractError, match=r"'layers.0' is a Restored of this toolkit"):
+        library_free(load_model(tmp_path, made()))
+
+
+def test_a_graph_of_steps_is_saved_and_loaded_too(tmp_path: Path) -> None:
+    graph, recipe = toy_graph(), Narrow(2)
+    x = {"x": torch.randn(3, 4)}
+    block = recipe.build(graph["b"].module)
+    save_model(graph, {"b": (Choice("tiny", recipe), block)}, tmp_path)
+    fresh = toy_graph()
+    for parameter in fresh["a"].module.parameters():
+        parameter.data.zero_()
+    loaded: StageGraph = load_graph(tmp_path, fresh, [recipe])
+    assert torch.equal(loaded.run(x), graph.run(x, {"b": block}))
+    with pytest.raises(InputError, match="was saved from a graph of steps; load it with load_graph"):
+        load_model(tmp_path, made())

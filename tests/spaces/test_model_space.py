@@ -1,0 +1,110 @@
+"""A model of one's own as a space: from its modules' names to a winner that is loaded back."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nas
+from nas.batches import collect, split
+from nas.blocks.calibration import CalibrationSettings
+from nas.blocks.reductions.depth import Bypass
+from nas.blocks.reductions.widths import FeedForward
+from nas.blocks.saved import load_model
+from nas.errors import InputError
+from nas.evaluators.divergences import kl_divergence
+from nas.progress import Quiet
+from nas.spaces.model import model_space
+from nas.spaces.network import NetworkSpace
+from nas.spaces.rules import Forbid
+from tests.core.test_cli import nas as command
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 24), nn.Linear(24, 8)
+
+    def forward(self, h: Tensor) -> Tensor:
+        result: Tensor = h + self.second(self.first(h).relu())
+        return result
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), Block(), Block(), nn.Linear(8, 3)).eval()
+
+
+def unused_units(block: nn.Module) -> float:
+    return float(sum(isinstance(part, nn.Linear) for part in block.modules()))
+
+
+@pytest.fixture
+def space(home: Path) -> NetworkSpace:
+    x = torch.randn(256, 4, generator=torch.Generator().manual_seed(1))
+    return model_space(
+        "own", net(), {"low": "1", "high": "2"}, split(collect([x])), [FeedForward(0.5), FeedForward(0.25), Bypass()],
+        divergence=kl_divergence, rules=[Forbid({"low": "bypass", "high": "bypass"})], costs={"layers": unused_units},
+        calibration=CalibrationSettings(max_steps=50), home=home,
+    )  # fmt: skip
+
+
+def test_a_search_on_an_own_model_saves_a_winner_that_loads_to_the_bit(space: NetworkSpace, tmp_path: Path) -> None:
+    result = nas.search(space, 1e9, workdir=tmp_path, trials=12)
+    winner = result.to_json()["winners"][0]
+    assert winner["feasible"]
+    assert "bypass" in winner["candidate"].values()
+    assert winner["candidate"] != {"low": "bypass", "high": "bypass"}
+    assembled = space.prepare(Quiet())
+    model = load_model(winner["path"], net())
+    verify = space.data.verify.inputs["x"]
+    divergence = kl_divergence(net()(verify), model(verify)).mean()
+    assert float(divergence) == pytest.approx(winner["heldout_divergence"], rel=1e-5)
+    assert sum(p.numel() for p in model.parameters()) == winner["params"]
+    assert assembled.costs.of((0, 0))["layers"] == 4 + 2
+
+
+def test_the_search_calibrates_nothing_twice_and_measures_the_same(space: NetworkSpace) -> None:
+    first = space.prepare(Quiet()).evaluator.measure([(1, 2)])[0]
+    again = replace(space).prepare(Quiet()).evaluator.measure([(1, 2)])[0]
+    assert again.cached
+    assert again.divergence == first.divergence
+
+
+def test_costs_of_candidates_are_those_of_the_assembled_model(space: NetworkSpace) -> None:
+    costs = space.costs()
+    assert costs.of((0, 0))["params"] == sum(p.numel() for p in net().parameters())
+    assert costs.of((0, 0))["macs"] == 4 * 8 + 2 * (2 * 8 * 24) + 8 * 3
+    assert costs.of((3, 0))["macs"] == 4 * 8 + 2 * 8 * 24 + 8 * 3
+
+
+def test_bounds_hold_on_costs_of_ones_own(space: NetworkSpace) -> None:
+    result = nas.search(space, 1e9, workdir=None, trials=12, where=("layers<=4",), minimize="macs")
+    assert result.to_json()["winners"][0]["layers"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Forbid({"mid": "bypass"}), "a rule names stage 'mid', which the space lacks"),
+        (Forbid({"low": "bypas"}), "a rule names choice 'bypas' of stage 'low'.* did you mean 'bypass'"),
+        (lambda names: names["low"] != "teacher", "a rule forbids the teacher itself"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(space: NetworkSpace, rule: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _ = replace(space, rules=(rule,)).space  # type: ignore[arg-type]
+
+
+def test_nas_blocks_lists_every_generic_reduction_with_what_it_fits() -> None:
+    rows = json.loads(command("blocks", "list", "--json").stdout)
+    assert {"low_rank", "bypass", "separable", "teacher_slice"} <= {row["name"] for row in rows}
+    assert all(row["does"] and row["fits"] for row in rows)
+    shown = json.loads(command("blocks", "show", "low_rank", "--json").stdout)
+    assert shown["options"] == {"fraction": 0.25}
+    missing = command("blocks", "show", "low_rang")
+    assert missing.returncode == 2
+    assert "did you mean 'low_rank'" in missing.stderr
