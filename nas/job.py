@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from nas.clock import Clock
 from nas.crew import Crew
 from nas.errors import InputError
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
-from nas.findings import Findings, facts_of
-from nas.frames import trials_frame
 from nas.loggers import logger
+from nas.modelcard import write_card
 from nas.mounts import network_filesystem
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
@@ -29,10 +28,10 @@ from nas.progress import Progress, Quiet
 from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
 from nas.report import ReportWriter
-from nas.report.notebook import snippet
-from nas.report.tables import headline
+from nas.result import SearchResult as SearchResult
+from nas.result import stage_table as stage_table
 from nas.space import SearchSpace
-from nas.study import Stopped, Study, Winner
+from nas.study import Study, Winner
 from nas.trial import Trial
 
 
@@ -65,80 +64,6 @@ class SearchOptions:
             raise InputError(f"trials must be at least 1, got {self.trials}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InputError(f"delta must lie between 0 and 1, got {self.delta}")
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found: a winner for each eps, in the order given, and the study behind them."""
-
-    space: str
-    study: Study
-    winners: tuple[Winner, ...]
-    stopped: Stopped
-    run: Path | None
-    seconds: dict[str, float]
-    paths: dict[float, str] = field(default_factory=dict)
-    statements: tuple[str, ...] = ()
-    scale: float | None = None
-
-    @property
-    def table(self) -> dict[str, Any]:
-        """Every stage's choices with their costs and calibration errors, and how to read their names."""
-        table: dict[str, Any] = self.study.record.fact("table")
-        return table
-
-    @property
-    def findings(self) -> Findings:
-        """The same as reports and explanations read it."""
-        config = {"space": {"name": self.space}, "search": {"eps": [winner.eps for winner in self.winners]}}
-        facts = {**facts_of(self.study.record), "result": self.to_json()}
-        return Findings(self.run or Path(), config, tuple(self.study.trials), self.study.problem, facts)
-
-    def trials_frame(self) -> Any:
-        """The trials as a pandas table."""
-        return trials_frame(self.study.problem.space, self.study.trials)
-
-    def __str__(self) -> str:
-        winners = (headline(self.findings, winner) for winner in self.findings.winners)
-        return "\n".join(f"{self.space}, eps {head.eps:g}: {head.title}, L {head.divergence or '-'}" for head in winners)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        return snippet(self.findings)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON of `nas search`."""
-        problem = self.study.problem
-        return {
-            "space": self.space,
-            "teacher": {name: _number(value) for name, value in problem.costs.of(problem.space.teacher).items()},
-            "winners": [self._winner(winner) for winner in self.winners],
-            "n_trials": len(self.study.trials),
-            "n_measured": self.study.n_measured,
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-            "statements": list(self.statements),
-            "run": str(self.run) if self.run else None,
-        }
-
-    def _winner(self, winner: Winner) -> dict[str, Any]:
-        trial = winner.trial
-        return {
-            "eps": winner.eps,
-            "feasible": winner.feasible,
-            "candidate": self.study.problem.space.decode(trial.candidate) if trial else None,
-            **({name: _number(value) for name, value in trial.costs.items()} if trial else {}),
-            "divergence": trial.divergence if trial else None,
-            "stderr": trial.stderr if trial else None,
-            "n_samples": trial.n_samples if trial else 0,
-            "relative_divergence": trial.divergence / self.scale if trial and trial.divergence is not None and self.scale else None,
-            "heldout_divergence": winner.heldout.divergence if winner.heldout and winner.feasible else None,
-            "path": self.paths.get(winner.eps),
-            "rejected": [
-                {"candidate": self.study.problem.space.decode(t.candidate), "divergence": t.divergence, "heldout_divergence": heldout.divergence}
-                for t, heldout in winner.rejected
-            ],
-        }
 
 
 def search(
@@ -272,18 +197,6 @@ def default_objective(costs: CostTable, asked: str | None = None) -> str:
     return costs.check_metric(asked or only)
 
 
-def stage_table(problem: Problem) -> dict[str, Any]:
-    """Every stage's choices with their costs and calibration errors, and the fixed part: what a reader needs to understand a winner."""
-
-    def choice(s: int, k: int, name: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"name": name, **{metric: _number(table[s, k]) for metric, table in problem.costs.by_choice.items()}}
-        error = None if problem.calibration_errors is None else float(problem.calibration_errors[s, k])
-        return {**row, "calibration_error": None if error is None or math.isnan(error) else error}
-
-    stages = [{"name": stage.name, "choices": [choice(s, k, c.name) for k, c in enumerate(stage.choices)]} for s, stage in enumerate(problem.space.stages)]
-    return {"stages": stages, "fixed": {metric: _number(problem.costs.fixed.get(metric, 0.0)) for metric in problem.costs.metrics}}
-
-
 def _search(
     source: Space,
     asked: SearchOptions,
@@ -322,7 +235,7 @@ def _search(
             callback.start(study)
         stopped = study.run(asked.trials, follow)
         winners = tuple(study.winner(value) for value in asked.eps)
-        paths = _export(task, winners, run, record) if run else {}
+        paths = _export(task, winners, run, record, problem) if run else {}
         spent = clock.seconds
         seconds = {
             "calibrate": spent["calibrate"], "measure": round(study.seconds_measuring, 3),
@@ -368,8 +281,8 @@ def _followers(on_trial: Callable[[Study], None] | None, callbacks: Sequence[Cal
     return [*callbacks] if on_trial is None else [_Watcher(on_trial), *callbacks]
 
 
-def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Record) -> dict[float, str]:
-    """Saves each feasible winner that is not saved yet; eps -> its folder."""
+def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Record, problem: Problem) -> dict[float, str]:
+    """Saves each feasible winner that is not saved yet, with a card; eps -> its folder."""
     paths: dict[float, str] = {}
     if task.export is None:
         return paths
@@ -380,12 +293,8 @@ def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Re
         folder = run.winner(winner.eps, several=len(winners) > 1)
         if saved.get(folder.name) != list(winner.trial.candidate) or not folder.exists():
             task.export(winner.trial.candidate, folder)
+            write_card(folder, problem, winner, run.config())
             saved[folder.name] = list(winner.trial.candidate)
             record.set_fact("saved", saved)
         paths[winner.eps] = str(folder)
     return paths
-
-
-def _number(value: float) -> float | int:
-    """Integers as such: costs are exact counts."""
-    return int(value) if float(value).is_integer() else value

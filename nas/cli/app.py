@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, blocks, cache, config, dashboard, doctor, explain, models, plan, runs, search
+from nas.cli import arena, blocks, cache, cite, config, dashboard, doctor, explain, models, plan, runs, search
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -33,6 +33,7 @@ app.command("dashboard")(dashboard.dashboard)
 app.add_typer(config.config, name="config")
 app.command("report")(runs.report)
 app.command("export")(runs.export)
+app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)
 app.command("compare")(arena.compare)
 app.command("tabulate")(arena.tabulate)

@@ -28,6 +28,7 @@ OPTIONS = {
     "report": "json run to",
     "dashboard": "host port run",
     "explain": "eps json run",
+    "cite": "json run",
     "doctor": "json repair run",
     "export": "candidate eps run to trust",
     "compare": "config eps jobs json minimize optimizers plot quiet seeds space trials where",
