@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,25 @@ from typing import Any
 import numpy as np
 
 from nas.bounds import check_together
+from nas.callbacks import Callback, closing
+from nas.clock import Clock
 from nas.crew import Crew
 from nas.errors import InputError
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
+from nas.loggers import logger
+from nas.modelcard import write_card
 from nas.mounts import network_filesystem
 from nas.names import resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
 from nas.record import Record, RunDirectory
+from nas.report import ReportWriter
+from nas.result import SearchResult as SearchResult
+from nas.result import stage_table as stage_table
 from nas.space import SearchSpace
-from nas.study import Stopped, Study, Winner
+from nas.study import Study, Winner
+from nas.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,60 +66,6 @@ class SearchOptions:
             raise InputError(f"delta must lie between 0 and 1, got {self.delta}")
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found: a winner for each eps, in the order given, and the study behind them."""
-
-    space: str
-    study: Study
-    winners: tuple[Winner, ...]
-    stopped: Stopped
-    run: Path | None
-    seconds: dict[str, float]
-    paths: dict[float, str] = field(default_factory=dict)
-    statements: tuple[str, ...] = ()
-    scale: float | None = None
-
-    @property
-    def table(self) -> dict[str, Any]:
-        """Every stage's choices with their costs and calibration errors."""
-        return stage_table(self.study.problem)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON of `nas search`."""
-        problem = self.study.problem
-        return {
-            "space": self.space,
-            "teacher": {name: _number(value) for name, value in problem.costs.of(problem.space.teacher).items()},
-            "winners": [self._winner(winner) for winner in self.winners],
-            "n_trials": len(self.study.trials),
-            "n_measured": self.study.n_measured,
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-            "statements": list(self.statements),
-            "run": str(self.run) if self.run else None,
-        }
-
-    def _winner(self, winner: Winner) -> dict[str, Any]:
-        trial = winner.trial
-        return {
-            "eps": winner.eps,
-            "feasible": winner.feasible,
-            "candidate": self.study.problem.space.decode(trial.candidate) if trial else None,
-            **({name: _number(value) for name, value in trial.costs.items()} if trial else {}),
-            "divergence": trial.divergence if trial else None,
-            "stderr": trial.stderr if trial else None,
-            "n_samples": trial.n_samples if trial else 0,
-            "relative_divergence": trial.divergence / self.scale if trial and trial.divergence is not None and self.scale else None,
-            "heldout_divergence": winner.heldout.divergence if winner.heldout and winner.feasible else None,
-            "path": self.paths.get(winner.eps),
-            "rejected": [
-                {"candidate": self.study.problem.space.decode(t.candidate), "divergence": t.divergence, "heldout_divergence": heldout.divergence}
-                for t, heldout in winner.rejected
-            ],
-        }
-
-
 def search(
     space: "Space | str",
     eps: float | Sequence[float],
@@ -123,6 +77,8 @@ def search(
     workers: int | Crew = 1,
     progress: Progress | None = None,
     on_trial: Callable[[Study], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
     **options: Any,
 ) -> SearchResult:
     """Searches the cheapest candidate for each eps.
@@ -137,6 +93,8 @@ def search(
         workers: how many processes calibrate and measure, or who does in full; more than one need a space given by name.
         progress: where to report; silent by default.
         on_trial: called with the study before the first and after each trial.
+        callbacks: followers of the search, such as loggers; the run directory's `report.html` is always kept.
+        log: names of loggers (tensorboard, wandb, mlflow), which write to the run directory's `logs`.
         options: the other fields of `SearchOptions`.
 
     Raises:
@@ -155,7 +113,7 @@ def search(
         raise InputError("several workers need a space they can make themselves; give its name or path/to/file.py:function")
     if workdir is None:
         with crew.open(str(space), chosen, source.fingerprint()) as executor:
-            return _search(source, asked, None, report, on_trial, started, executor)
+            return _search(source, asked, None, report, _followers(on_trial, callbacks), started, executor)
     config = run_config(source, asked, origin, crew.workers)
     run = RunDirectory(Path(workdir) / (name or run_name(source.space.name, config)))
     if new:
@@ -164,7 +122,8 @@ def search(
     if kind := network_filesystem(run.path):
         report.note(f"{run.path} lies on a network file system ({kind}): use one machine at a time, or --workdir on a local disk")
     with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:
-        return _search(source, asked, run, report, on_trial, started, executor)
+        followers = [*_followers(on_trial, callbacks), *(logger(name, run.path / "logs") for name in log), ReportWriter(run.path, report)]
+        return _search(source, asked, run, report, followers, started, executor)
 
 
 def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], workers: int = 1) -> dict[str, dict[str, Any]]:
@@ -238,24 +197,12 @@ def default_objective(costs: CostTable, asked: str | None = None) -> str:
     return costs.check_metric(asked or only)
 
 
-def stage_table(problem: Problem) -> dict[str, Any]:
-    """Every stage's choices with their costs and calibration errors, and the fixed part: what a reader needs to understand a winner."""
-
-    def choice(s: int, k: int, name: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"name": name, **{metric: _number(table[s, k]) for metric, table in problem.costs.by_choice.items()}}
-        error = None if problem.calibration_errors is None else float(problem.calibration_errors[s, k])
-        return {**row, "calibration_error": None if error is None or math.isnan(error) else error}
-
-    stages = [{"name": stage.name, "choices": [choice(s, k, c.name) for k, c in enumerate(stage.choices)]} for s, stage in enumerate(problem.space.stages)]
-    return {"stages": stages, "fixed": {metric: _number(problem.costs.fixed.get(metric, 0.0)) for metric in problem.costs.metrics}}
-
-
 def _search(
     source: Space,
     asked: SearchOptions,
     run: RunDirectory | None,
     report: Progress,
-    on_trial: Callable[[Study], None] | None,
+    callbacks: Sequence[Callback],
     started: float,
     executor: Executor | None = None,
 ) -> SearchResult:
@@ -266,7 +213,7 @@ def _search(
         report.note(note)
     problem = make_problem(task.space, asked_costs(source, task.costs, asked, task.space), asked, task.calibration_errors)
     record = run.record() if run else Record()
-    record.set_fact("table", stage_table(problem))
+    _write_facts(record, task, problem, asked)
     record.set_fact("blocks", dict(task.blocks))
     if run:
         record.set_fact("config", run.config())
@@ -276,27 +223,66 @@ def _search(
         report.note("left for last (dearer and worse than another block): " + "; ".join(f"{s}: {', '.join(c)}" for s, c in dominated.items()))
     evaluator, verifier = (task.evaluator, task.verifier) if executor is None else measured_apart(executor, task, left_out)
     study = Study(problem, optimizer, evaluator, record, verifier=verifier)
-    if on_trial is not None:
-        on_trial(study)
-    stopped = study.run(asked.trials, (lambda _: on_trial(study)) if on_trial is not None else None)
-    winners = tuple(study.winner(value) for value in asked.eps)
-    paths = _export(task, winners, run, record) if run else {}
-    earlier = record.fact("seconds", {"calibrate": 0.0, "total": 0.0})
-    seconds = {
-        "calibrate": round(earlier["calibrate"] + calibrated - started, 3),
-        "measure": round(study.seconds_measuring, 3),
-        "propose": round(study.seconds_proposing, 3),
-        "total": round(earlier["total"] + time.monotonic() - started, 3),
-    }
-    record.set_fact("seconds", seconds)
-    statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
-    result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements, task.scale)
-    record.set_fact("result", result.to_json())
+    clock = Clock(record, started, calibrated)
+
+    def follow(trials: Sequence[Trial]) -> None:
+        clock.trial()
+        for callback in callbacks:
+            callback.trial(study, trials[-1])
+
+    with closing(callbacks, clock.write):
+        for callback in callbacks:
+            callback.start(study)
+        stopped = study.run(asked.trials, follow)
+        winners = tuple(study.winner(value) for value in asked.eps)
+        paths = _export(task, winners, run, record, problem) if run else {}
+        spent = clock.seconds
+        seconds = {
+            "calibrate": spent["calibrate"], "measure": round(study.seconds_measuring, 3),
+            "propose": round(study.seconds_proposing, 3), "total": spent["total"],
+        }  # fmt: skip
+        clock.write()
+        statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
+        result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements, task.scale)
+        record.set_fact("result", result.to_json())
+    for callback in callbacks:
+        callback.end(result.to_json())
     return result
 
 
-def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Record) -> dict[float, str]:
-    """Saves each feasible winner that is not saved yet; eps -> its folder."""
+def _write_facts(record: Record, task: Task, problem: Problem, asked: SearchOptions) -> None:
+    """What readers of the record need beside the trials."""
+    record.set_fact("table", {**stage_table(problem), "legend": task.legend})
+    record.set_fact("trials_asked", asked.trials)
+    record.set_fact("scale", task.scale)
+    if task.flow is not None:
+        edges = [[a, b, list(shared["values"])] for a, b, shared in task.flow.edges(data=True)]
+        record.set_fact("flow", {"steps": list(task.flow.nodes), "edges": edges})
+
+
+@dataclass(frozen=True, slots=True)
+class _Watcher:
+    """A function of the study as a callback."""
+
+    watch: Callable[[Study], None]
+
+    def start(self, study: Study) -> None:
+        self.watch(study)
+
+    def trial(self, study: Study, trial: Trial) -> None:
+        del trial
+        self.watch(study)
+
+    def end(self, result: Mapping[str, Any] | None) -> None:
+        del result
+
+
+def _followers(on_trial: Callable[[Study], None] | None, callbacks: Sequence[Callback]) -> list[Callback]:
+    return [*callbacks] if on_trial is None else [_Watcher(on_trial), *callbacks]
+
+
+def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Record, problem: Problem) -> dict[float, str]:
+    """Saves each feasible winner that is not saved yet, with a card; eps -> its folder."""
     paths: dict[float, str] = {}
     if task.export is None:
         return paths
@@ -307,12 +293,8 @@ def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Re
         folder = run.winner(winner.eps, several=len(winners) > 1)
         if saved.get(folder.name) != list(winner.trial.candidate) or not folder.exists():
             task.export(winner.trial.candidate, folder)
+            write_card(folder, problem, winner, run.config())
             saved[folder.name] = list(winner.trial.candidate)
             record.set_fact("saved", saved)
         paths[winner.eps] = str(folder)
     return paths
-
-
-def _number(value: float) -> float | int:
-    """Integers as such: costs are exact counts."""
-    return int(value) if float(value).is_integer() else value

@@ -27,6 +27,12 @@ SPACES: "Registry[Callable[..., Space]]" = Registry(
         "nasbench201": "nas.spaces.nasbench201:make_nasbench201",
         "table": "nas.spaces.table:make_table",
     },
+    {
+        "tocsr_unet": "TOC-SR's nine stages of a latent-diffusion U-Net; small teacher included, or --teacher FOLDER (the default)",
+        "synthetic": "synthetic:SEED, a formula like measured landscapes, exact optimum known; nothing to compute",
+        "nasbench201": "nasbench201:cifar10|cifar100|imagenet, 15,625 measured networks; needs 'stage-nas[bench]'",
+        "table": "table:FILE.npz, divergences that `nas tabulate` or you measured before",
+    },
 )
 
 BLOCKS: "Registry[type[BlockRecipe]]" = Registry("block", "nas.blocks", {entry.name: entry.target for entry in CATALOGUE})
@@ -47,6 +53,20 @@ OPTIMIZERS: "Registry[OptimizerFactory]" = Registry(
         "paper_gp": "nas.optimizers.paper_gp:PaperGP",
         "random": "nas.optimizers.random_search:RandomSearch",
         "threshold": "nas.optimizers.threshold:ThresholdSearch",
+    },
+    {
+        "eps_gp": "the default: a Gaussian process that knows how block errors compound, over the whole space",
+        "additive": "every swap alone, then the exact minimum of the additive model, repaired by what it missed",
+        "evolution": "regularised evolution with constraint dominance",
+        "local": "hill climbing from the incumbent, one swap, then two",
+        "optuna": "optuna:NAME, a sampler of Optuna",
+        "optuna:gp": "Optuna's Gaussian process",
+        "optuna:nsga2": "Optuna's NSGA-II",
+        "optuna:random": "Optuna's random sampler",
+        "optuna:tpe": "Optuna's tree-structured Parzen estimator",
+        "paper_gp": "TOC-SR's recipe in BoTorch: constrained log expected improvement; one run per eps",
+        "random": "uniform over the candidates that the bounds allow",
+        "threshold": "one sensitivity threshold for all stages, by bisection",
     },
 )
 

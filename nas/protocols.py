@@ -12,6 +12,8 @@ from nas.trial import Measurement, Trial
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    import networkx as nx
+
     from nas.progress import Progress
 
 
@@ -33,6 +35,19 @@ class StatesWhatIsLeft(Protocol):
 
     def statement(self, trials: Sequence[Trial]) -> Mapping[float, object]:
         """A statement for each eps, whose text is for people."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """An optimizer with a model of the divergence, which reports and explanations ask."""
+
+    def predict(self, trials: Sequence[Trial], candidates: Sequence[Candidate]) -> Floats:
+        """5 %, 50 % and 95 % quantiles of the divergence of candidates not yet measured, `(n, 3)`."""
+        ...
+
+    def cost_at(self, trials: Sequence[Trial], eps: float) -> Floats:
+        """Draws of the objective of the cheapest candidate that is feasible at any eps, `(D,)`."""
         ...
 
 
@@ -128,7 +143,8 @@ class Task:
 
     `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative. `verifier` measures on
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
-    folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print.
+    folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
+    between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks.
     `blocks` are the content keys of its calibrated blocks, by `stage/choice`.
     """
 
@@ -142,6 +158,8 @@ class Task:
     export: Callable[[Candidate, Path], None] | None = None
     notes: tuple[str, ...] = field(default=())
     blocks: Mapping[str, str] = field(default_factory=dict)
+    flow: "nx.DiGraph[str] | None" = None
+    legend: str = ""
 
 
 class Space(Protocol):

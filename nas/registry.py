@@ -17,13 +17,15 @@ class Registry(Generic[T]):
         kind: what an entry is, in the singular, as error messages say it ("optimizer").
         group: entry-point group that third parties add to ("nas.optimizers").
         builtin: name -> "module:attribute" of the entries that ship with the toolkit.
+        about: name -> one line on each of them.
     """
 
-    def __init__(self, kind: str, group: str, builtin: dict[str, str] | None = None) -> None:
+    def __init__(self, kind: str, group: str, builtin: dict[str, str] | None = None, about: dict[str, str] | None = None) -> None:
         self.kind = kind
         self._group = group
         self._targets = dict(builtin or {})
         self._loaded: dict[str, T] = {}
+        self._about = dict(about or {})
 
     def add(self, name: str, entry: T) -> None:
         """Registers `entry` under `name`; a name that is taken by another object is an error. A file that is run again replaces its own."""
@@ -34,6 +36,13 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All known names, sorted; nothing is imported."""
         return sorted({*self._targets, *self._loaded, *(point.name for point in entry_points(group=self._group))})
+
+    def about(self, name: str) -> str:
+        """One line on an entry; of a third party's, which package it is from. Nothing is imported."""
+        if name in self._about or name in self._targets or name in self._loaded:
+            return self._about.get(name, "")
+        packages = [point.dist.name for point in entry_points(group=self._group, name=name) if point.dist is not None]
+        return f"from package {packages[0]}" if packages else ""
 
     def check(self, name: str) -> str:
         """The name itself, or an error with the nearest known one; nothing is imported."""

@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from nas.errors import ContractError
 from nas.problem import Problem
-from nas.protocols import Evaluator, MeasuresApart, Optimizer
+from nas.protocols import Evaluator, MeasuresApart, Optimizer, Predicts
 from nas.record import Record
 from nas.space import Candidate
 from nas.trial import Measurement, Trial, incumbent, least_divergent
@@ -75,7 +75,10 @@ class Study:
                 left = self.problem.space.n_candidates - len({self.problem.space.teacher, *(t.candidate for t in trials)})
                 return "exhausted" if left == 0 else "proof"
             candidate, future = under_way.popleft()
+            predicted = self.optimizer.predict(trials, [candidate])[0] if trials and isinstance(self.optimizer, Predicts) else None
             trial = self._measured(candidate, future.result(), trials)
+            if predicted is not None:
+                trial = replace(trial, attrs={**trial.attrs, "predicted": [float(value) for value in predicted]})
             self.record.add(trial)
             trials.append(trial)
             if on_trial is not None:

@@ -18,6 +18,7 @@ from nas.optimizers.beliefs import Record
 from nas.optimizers.botorch_model import as_botorch
 from nas.optimizers.domain import Domain
 from nas.optimizers.enumeration import Ints, PairTable
+from nas.optimizers.forecast import cheapest_cost, quantiles
 from nas.optimizers.selection import Weighted, believe
 from nas.optimizers.stopping import Statement, for_one_eps, probability_of_any
 from nas.problem import Floats, Problem
@@ -87,6 +88,7 @@ class EpsGP:
         self.enumerable = enumerable
         self._fixed = float(problem.costs.fixed.get(problem.objective, 0.0))
         self._domains: dict[tuple[bool, bool], Domain] = {}
+        self._fitted: tuple[tuple[object, ...], Weighted] | None = None
 
     def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
         """At most `n` candidates neither told nor pending, most promising first; empty once nothing cheaper is worth a measurement."""
@@ -128,14 +130,39 @@ class EpsGP:
         out = {stage.name: [c.name for k, c in enumerate(stage.choices) if k not in alive] for stage, alive in zip(stages, kept, strict=True)}
         return {stage: choices for stage, choices in out.items() if choices}
 
+    def predict(self, trials: Sequence[Trial], candidates: Sequence[Candidate]) -> Floats:
+        """5 %, 50 % and 95 % quantiles of the divergence of candidates not yet measured, `(n, 3)`; 0 for the teacher."""
+        x = np.array(candidates, dtype=np.int64).reshape(len(candidates), len(self.problem.space.stages))
+        out, replaces = np.zeros((len(x), 3)), x.any(axis=1)
+        if replaces.any():
+            with one_thread():
+                out[replaces] = quantiles(self._goal(trials, self._believe(trials)), x[replaces], Record.of(self.problem, trials).scale)
+        return out
+
+    def cost_at(self, trials: Sequence[Trial], eps: float) -> Floats:
+        """Draws of the cost of the cheapest candidate that is feasible at any eps, dominated choices included, `(D,)`."""
+        with one_thread():
+            search = replace(self._search(trials, ()), domain=self._domain(False, True))
+            best = self._best(trials, eps)[-1]
+            goal = replace(search.goal, eps=(eps,), best=(best,))
+            x = search.top(goal, FOR_STATEMENT)
+            return self._fixed + cheapest_cost(goal, x, self._cost, best, self.seed)
+
     def model(self, trials: Sequence[Trial]) -> SingleTaskGP:
         """The heaviest fitted model as an ordinary botorch model over choice indices, on its own scale of the divergence (log L, mostly)."""
-        return as_botorch(believe(self.problem, Record.of(self.problem, trials)).beliefs[0])
+        return as_botorch(self._believe(trials).beliefs[0])
 
     def _search(self, trials: Sequence[Trial], pending: Sequence[Candidate]) -> Search:
-        believed = believe(self.problem, Record.of(self.problem, trials))
+        believed = self._believe(trials)
         seen = {tuple(t.candidate) for t in trials} | {tuple(candidate) for candidate in pending} | {self.problem.space.teacher}
         return Search(self._domain(believed.trusts_errors, self.keep_dominated), self._goal(trials, believed), frozenset(seen), self.seed + len(trials))
+
+    def _believe(self, trials: Sequence[Trial]) -> Weighted:
+        """The fitted models; kept for the trials asked about last, since proposing and predicting ask about the same ones."""
+        key = tuple((trial.candidate, trial.divergence, trial.stderr) for trial in trials)
+        if self._fitted is None or self._fitted[0] != key:
+            self._fitted = (key, believe(self.problem, Record.of(self.problem, trials)))
+        return self._fitted[1]
 
     def _goal(self, trials: Sequence[Trial], believed: Weighted) -> Goal:
         costs, eps = self.problem.costs, self.problem.eps

@@ -54,6 +54,8 @@ class NetworkSpace:
         save: writes an assembled candidate as a model; by default `nas.blocks.saved` does, in a form that it reads back.
         calibration: how blocks are fitted.
         evaluation: how candidates are measured.
+        notes: lines that every search on it prints.
+        legend: how to read the names of its blocks.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
         notes: lines that every search on it should print.
         rules: what is allowed, on `{stage: choice name}`.
@@ -75,6 +77,7 @@ class NetworkSpace:
     rules: tuple[NamedRule, ...] = ()
     extra_costs: Mapping[str, Measure] = field(default_factory=dict)
     strict_counts: bool = True
+    legend: str = ""
 
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
@@ -214,6 +217,8 @@ class NetworkSpace:
             export=assembly.export,
             notes=self.notes,
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
+            flow=self.graph.dag,
+            legend=self.legend,
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, blocks, cache, doctor, models, plan, runs, search
+from nas.cli import arena, blocks, cache, cite, config, dashboard, doctor, explain, models, plan, runs, search
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -28,7 +28,12 @@ app.add_typer(models.spaces, name="spaces")
 app.add_typer(blocks.blocks, name="blocks")
 app.add_typer(cache.cache, name="cache")
 app.command("show")(runs.show)
+app.command("explain")(explain.explain)
+app.command("dashboard")(dashboard.dashboard)
+app.add_typer(config.config, name="config")
+app.command("report")(runs.report)
 app.command("export")(runs.export)
+app.command("cite")(cite.cite)
 app.command("doctor")(doctor.doctor)
 app.command("compare")(arena.compare)
 app.command("tabulate")(arena.tabulate)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.console import Terminal, err, out, print_json
+from nas.cli.console import Terminal, err, out, print_json, print_names
 from nas.errors import InputError
 
 
@@ -14,10 +14,7 @@ def optimizers(json: options.Json = False) -> None:
     """List the names that --optimizer takes."""
     from nas.names import OPTIMIZERS
 
-    if json:
-        print_json(OPTIMIZERS.names())
-    else:
-        out.print("\n".join(OPTIMIZERS.names()))
+    print_names(OPTIMIZERS, json)
 
 
 def compare(
@@ -32,6 +29,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option("--plot", help="Write an SVG of regret over measurements, medians with quartile bands.")] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Compare optimizers on a space whose optimum is known: measurements to 1 % regret, regret, exactness, CPU time a proposal."""
     from nas.names import optimizer_factory, resolve_space
@@ -73,6 +71,7 @@ def tabulate(
     device: options.Device = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Measure every candidate of a small space into a table for --space table:FILE.npz; goes on where it was stopped."""
     from nas.names import resolve_space

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nas.amounts import amount
 from nas.cli import options
-from nas.cli.console import amount, out, print_json
+from nas.cli.console import out, print_json
 
 if TYPE_CHECKING:
     from nas.blocks.store import BlockStore

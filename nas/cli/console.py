@@ -12,8 +12,12 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from nas.amounts import LEGEND, amount
+
 if TYPE_CHECKING:
+    from nas.registry import Registry
     from nas.study import Study
+    from nas.trial import Trial
 
 T = TypeVar("T")
 
@@ -30,6 +34,26 @@ def print_json(value: Any) -> None:
     """One JSON value on stdout."""
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
     sys.stdout.flush()
+
+
+def print_names(registry: "Registry[Any]", json: bool) -> None:
+    """The names of a registry with a line on each; as JSON a list of names."""
+    if json:
+        print_json(registry.names())
+        return
+    table = Table.grid(padding=(0, 3))
+    for name in registry.names():
+        table.add_row(name, Text(registry.about(name)))
+    out.print(table)
+
+
+def print_legend(*words: str, block_names: str = "") -> None:
+    """What the words and block names of a table mean, on stderr."""
+    meanings = dict(LEGEND)
+    for word in words:
+        err.print(Text(f"{word}: {meanings[word]}", style="dim"))
+    if block_names:
+        err.print(Text(f"blocks: {block_names}", style="dim"))
 
 
 class Terminal:
@@ -63,11 +87,16 @@ class Terminal:
 
 
 class SearchView:
-    """The live view of a search: the incumbent of each eps, trials, ETA. Plain lines at each improvement when not on a terminal."""
+    """The live view of a search: the incumbent of each eps, trials, feasible share, ETA.
 
-    def __init__(self, n_trials: int, quiet: bool = False) -> None:
+    Plain lines at each improvement when not on a terminal; `verbose` adds a line for every trial, `quiet` silences all.
+    """
+
+    def __init__(self, n_trials: int, quiet: bool = False, verbose: bool = False) -> None:
         self._n_trials = n_trials
         self._quiet = quiet
+        self._verbose = verbose and not quiet
+        self._told: int | None = None
         self._live = Live(console=err, transient=True, refresh_per_second=4)
         self._bars = Bars(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=err)
         self._best: dict[float, int] = {}
@@ -83,8 +112,10 @@ class SearchView:
         if self._quiet:
             return
         trials = study.trials
+        if self._verbose:
+            self._tell(study, trials)
         if err.is_terminal:
-            self._draw(study, len(trials))
+            self._draw(study, trials)
             return
         for eps in study.problem.eps:
             best = study.incumbent(eps, trials)
@@ -93,13 +124,34 @@ class SearchView:
                 costs = ", ".join(f"{name} {amount(value)}" for name, value in best.costs.items())
                 err.print(f"trial {len(trials)}/{self._n_trials}: eps {eps:g}: {costs}, L {best.divergence:.3g} ± {best.stderr:.1g}", markup=False)
 
-    def _draw(self, study: "Study", n_trials: int) -> None:
+    def _tell(self, study: "Study", trials: Sequence["Trial"]) -> None:
+        """A line for every trial since the last call; at the start, for none."""
+        for trial in trials[len(trials) if self._told is None else self._told :]:
+            replaced = [f"{s}={c}" for (s, c), k in zip(study.problem.space.decode(trial.candidate).items(), trial.candidate, strict=True) if k]
+            measured = f"failed: {trial.reason}" if trial.divergence is None else f"L {trial.divergence:.3g} ± {trial.stderr:.1g}"
+            foreseen = trial.attrs.get("predicted")
+            expected = f" (expected {foreseen[1]:.2g}, {foreseen[0]:.1g} to {foreseen[2]:.1g})" if foreseen else ""
+            cost = amount(trial.costs[study.problem.objective])
+            err.print(f"  {trial.number + 1}: {study.problem.objective} {cost}, {measured}{expected}: {', '.join(replaced) or 'teacher'}", markup=False)
+        self._told = len(trials)
+
+    def _draw(self, study: "Study", trials: Sequence["Trial"]) -> None:
         """The live view; it starts with the first trial, since calibration before it has bars of its own."""
         if not self._bars.tasks:
-            self._bars.add_task("trials", total=self._n_trials, completed=n_trials)
+            self._bars.add_task("trials", total=self._n_trials, completed=len(trials))
             self._live.start()
-        self._bars.update(self._bars.tasks[0].id, completed=n_trials)
-        self._live.update(Group(incumbents(study), self._bars))
+        self._bars.update(self._bars.tasks[0].id, completed=len(trials))
+        self._live.update(Group(incumbents(study), Text(shares(study, trials), style="dim"), self._bars))
+
+
+def shares(study: "Study", trials: Sequence["Trial"]) -> str:
+    """How many of the trials are feasible at each eps, and how many failed."""
+    if not trials:
+        return "no trial yet"
+    within = {eps: sum(t.divergence is not None and t.divergence <= eps for t in trials) for eps in study.problem.eps}
+    parts = [f"{100 * count / len(trials):.0f} % within eps {eps:g}" for eps, count in within.items()]
+    failed = sum(t.divergence is None for t in trials)
+    return ", ".join(parts + ([f"{failed} failed"] if failed else []))
 
 
 def incumbents(study: "Study") -> Table:
@@ -117,15 +169,3 @@ def incumbents(study: "Study") -> Table:
             ratio = teacher[objective] / max(best.costs[objective], 1e-12)
             table.add_row(f"{eps:g}", *costs, f"{ratio:.2f}x", f"{best.divergence:.3g} ± {best.stderr:.1g}")
     return table
-
-
-def amount(value: float) -> str:
-    """A count with its SI suffix.
-
-    >>> amount(1234567), amount(12)
-    ('1.235 M', '12')
-    """
-    for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g} {suffix}"
-    return f"{value:.4g}"

@@ -3,11 +3,14 @@
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from nas.amounts import METRICS, amount
 from nas.cli import options
-from nas.cli.console import Terminal, amount, out, print_json
+from nas.cli.console import Terminal, err, out, print_json, print_legend, print_names
 from nas.errors import InputError
+from nas.space import TEACHER
 
 spaces = typer.Typer(help="List spaces, or show one.", invoke_without_command=True, rich_markup_mode=None)
 
@@ -23,10 +26,9 @@ def list_spaces(json: options.Json = False) -> None:
     """List the names that --space takes."""
     from nas.names import SPACES
 
-    if json:
-        print_json(SPACES.names())
-    else:
-        out.print("\n".join(SPACES.names()))
+    print_names(SPACES, json)
+    if not json:
+        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces show NAME` lists its blocks", markup=False)
 
 
 @spaces.command("show")
@@ -55,6 +57,7 @@ def show_space(
     else:
         out.print(space_table(table))
         print_size(table)
+        print_legend(block_names=getattr(space, "legend", ""))
 
 
 def _show_full_size(name: str, scale: str, library: str, json: bool) -> None:
@@ -106,6 +109,7 @@ def calibrate(
     address: options.Address = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Calibrate the surrogate blocks of a space that are not in the store yet, and list all with their errors."""
     from nas.crew import Crew
@@ -133,6 +137,7 @@ def calibrate(
             shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in task.costs.metrics), "-" if error is None else f"{error:.4g}")
         shown.add_section()
     out.print(shown)
+    print_legend("calibration error", block_names=task.legend)
 
 
 def measure(
@@ -145,6 +150,7 @@ def measure(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Measure candidates on all samples: costs, divergence, held-out divergence and loss."""
     from nas.names import resolve_space
@@ -158,10 +164,27 @@ def measure(
         print_json(rows)
         return
     for row in rows:
-        shown = Table("", "", show_header=False)
-        for key, value in row.items():
-            shown.add_row(key, ", ".join(f"{s}={c}" for s, c in value.items()) if isinstance(value, dict) else str(value))
-        out.print(shown)
+        out.print(measured_table(row, task.costs.of(task.space.teacher)))
+    print_legend("L", "held-out L", block_names=task.legend)
+
+
+def measured_table(row: dict[str, Any], teacher: dict[str, float]) -> Table:
+    """One measured candidate beside the teacher."""
+    replaced = [f"{stage}={choice}" for stage, choice in row["candidate"].items() if choice != TEACHER]
+    title = ", ".join(replaced) or "the teacher, nothing replaced"
+    shown = Table("", "candidate", "teacher", "smaller", title=title, title_justify="left", box=SIMPLE_HEAD)
+    for metric, cost in teacher.items():
+        shown.add_row(METRICS.get(metric, metric), amount(row[metric]), amount(cost), f"{cost / row[metric]:.2f}x" if row[metric] else "-")
+    if row["divergence"] is None:
+        shown.add_row("L", "could not be measured", "0", "")
+    else:
+        shown.add_row("L", f"{row['divergence']:.3g} ± {row['stderr']:.1g} ({row['n_samples']} samples)", "0", "")
+    if row["heldout_divergence"] is not None:
+        shown.add_row("held-out L", f"{row['heldout_divergence']:.3g}", "0", "")
+    if row["heldout_loss"] is not None:
+        before = "-" if row["teacher_heldout_loss"] is None else f"{row['teacher_heldout_loss']:.4g}"
+        shown.add_row("task loss, held out", f"{row['heldout_loss']:.4g}", before, "")
+    return shown
 
 
 def _measure_one(task: Any, candidate: tuple[int, ...]) -> dict[str, Any]:

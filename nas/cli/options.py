@@ -10,7 +10,7 @@ import typer
 from nas.errors import InputError, did_you_mean
 
 
-def _configure(context: typer.Context, path: Path | None) -> Path | None:
+def configure(context: typer.Context, path: Path | None) -> Path | None:
     """Makes the table of the verb in a TOML file the defaults of its options; the command line overrides it."""
     if path is None:
         return None
@@ -32,7 +32,7 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
 
 
 Config = Annotated[
-    Path | None, typer.Option("--config", callback=_configure, is_eager=True, help="TOML file with a table per verb; the command line overrides it.")
+    Path | None, typer.Option("--config", callback=configure, is_eager=True, help="TOML file with a table per verb; the command line overrides it.")
 ]
 SpaceName = Annotated[str, typer.Option("--space", help="NAME, NAME:ARGUMENT or path/to/file.py:function; `nas spaces` lists the names.")]
 Teacher = Annotated[str | None, typer.Option("--teacher", help="embedded, a diffusers folder, or a hub id.")]
@@ -46,6 +46,7 @@ ExecutorName = Annotated[str, typer.Option("--executor", help="Where workers run
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster: HOST:PORT, ray://HOST:PORT or auto; by default one is started here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for every trial: cost, divergence, what was expected.")]
 Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
 
 

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from nas.amounts import amount
 from nas.cli import options
-from nas.cli.console import Terminal, amount, out, print_json
+from nas.cli.console import Terminal, out, print_json
 from nas.errors import InputError
 
 

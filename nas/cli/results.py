@@ -6,9 +6,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.cli.console import amount, out
+from nas.amounts import METRICS, amount
+from nas.cli.console import out, print_legend
 
-_METRICS = {"params": "parameters", "macs": "MACs", "macs_with_attention": "+ attention"}
+_METRICS = {**METRICS, "macs_with_attention": "+ attention"}
 
 _STOPPED = {
     "trials": "stopped: all trials are used up",
@@ -28,9 +29,10 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
     seconds = summary["seconds"]
     out.print(
         f"\n{summary['n_trials']} trials, {summary['n_measured']} measurements that no cache served (verification included); {_STOPPED[summary['stopped']]}\n"
-        f"time so far: calibrate {seconds['calibrate']:.0f} s, "
+        f"time, all sessions of this run together: calibrate {seconds['calibrate']:.0f} s, "
         f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
+    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""))
     for statement in summary.get("statements", ()):
         out.print(statement)
     for winner in summary["winners"]:

@@ -90,6 +90,22 @@ def _trial(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def report(
+    run: options.Run,
+    to: Annotated[Path | None, typer.Option("--to", help="File to write; report.html in the run directory by default.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Write a run's report, one HTML file that needs nothing else; also of an unfinished or damaged run."""
+    options.set_threads(1)
+    from nas.report import write_report
+
+    written = write_report(run, to)
+    if json:
+        print_json({"run": str(run), "report": str(written)})
+    else:
+        out.print(f"report in {written}", soft_wrap=True, markup=False)
+
+
 def export(
     run: options.Run,
     to: Annotated[Path, typer.Option("--to", help="Folder to write the model to; it must not exist.")],

@@ -34,6 +34,8 @@ def search(
     address: options.Address = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    log: Annotated[list[str] | None, typer.Option("--log", help="Log to tensorboard, wandb or mlflow too; several allowed.")] = None,
     _: options.Config = None,
 ) -> None:
     """Search the cheapest network within eps of the teacher: calibrates, searches, verifies, saves the winner.
@@ -43,21 +45,24 @@ def search(
     from nas.crew import Crew
     from nas.job import SearchOptions
     from nas.job import search as run_search
+    from nas.loggers import LOGGERS
 
     if not eps:
         raise InputError("give at least one --eps, such as --eps 0.005")
     SearchOptions(tuple(eps), optimizer, trials, seed, minimize, tuple(where or ()), delta)  # bad values stop here, before torch is loaded
     _check_writable(workdir)
+    for logger in log or ():
+        LOGGERS.check(logger)
     _check_optimizer(optimizer)
     crew = Crew(workers, executor, address, timeout, threads)
     options.set_threads(threads if crew.alone else crew.threads_each)
     from nas.cli.results import print_result
 
-    with SearchView(trials, quiet) as view:
+    with SearchView(trials, quiet, verbose) as view:
         result = run_search(
             space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new, workers=crew,
             progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,
-            where=tuple(where or ()), delta=delta, keep_dominated=keep_dominated,
+            where=tuple(where or ()), delta=delta, keep_dominated=keep_dominated, log=log or (),
         )  # fmt: skip
     summary = result.to_json()
     if json:

@@ -28,6 +28,13 @@ from nas.errors import DoesNotFit, InputError, did_you_mean
 from nas.spaces.tocsr import units
 from nas.spaces.tocsr.stages import DownStage, Layer, MidStage, Stage, UpStage
 
+LEGEND = (
+    "layers in order, each R (residual block), B2/B4 (through 1/2, 1/4 of its width), D (depthwise-separable) or P (1x1 projection), then A (transformer), "
+    "S (its self-attention only) or a4 (at 1/4 of its width; f: plain MLP), if any; cat: one layer reads all skips; +plain, +separable: the sampler; "
+    "id: handed through"
+)
+"""How to read the names of recipes, for people."""
+
 Sampler = Literal["keep", "separable", "plain"]
 
 _LAYER = re.compile(r"(?P<residual>[RDP]|B\d+)?(?P<attention>[AS]|a\d+f?)?")

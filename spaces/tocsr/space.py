@@ -14,6 +14,7 @@ from nas.spaces.network import NetworkSpace
 from nas.spaces.tocsr.compact import CompactUNet, architecture_diff
 from nas.spaces.tocsr.library import LIBRARY_VERSION
 from nas.spaces.tocsr.library import library as stages_of
+from nas.spaces.tocsr.recipes import LEGEND
 from nas.spaces.tocsr.teacher import EMBEDDED, load_teacher
 from nas.spaces.tocsr.unet import unet_graph
 
@@ -34,7 +35,7 @@ def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | No
         (folder / "architecture.txt").write_text(architecture_diff(model) + "\n", encoding="utf-8")
 
     graph = unet_graph(unet)
-    return NetworkSpace("tocsr_unet", graph, stages_of(graph, library), found.data, loss=denoising_loss, save=save, notes=found.notes)
+    return NetworkSpace("tocsr_unet", graph, stages_of(graph, library), found.data, loss=denoising_loss, save=save, notes=found.notes, legend=LEGEND)
 
 
 def _architecture(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,16 +19,20 @@ from nas.files import write_manifest
 from nas.record import Record, RunDirectory
 
 OPTIONS = {
-    "search": "address config data delta device eps executor json keep-dominated library minimize name new optimizer quiet"
-    " seed space teacher threads timeout trials where workdir workers",
-    "measure": "candidate data device json library quiet space teacher threads",
-    "calibrate": "address data device executor json library quiet space teacher threads timeout workers",
+    "search": "address config data delta device eps executor json keep-dominated library log minimize name new optimizer quiet"
+    " seed space teacher threads timeout trials verbose where workdir workers",
+    "measure": "candidate config data device json library quiet space teacher threads",
+    "calibrate": "address config data device executor json library quiet space teacher threads timeout workers",
     "plan": "batch data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
+    "report": "json run to",
+    "dashboard": "host port run",
+    "explain": "eps json run",
+    "cite": "json run",
     "doctor": "json repair run",
     "export": "candidate eps run to trust",
-    "compare": "eps jobs json minimize optimizers plot quiet seeds space trials where",
-    "tabulate": "data device library quiet space teacher threads to",
+    "compare": "config eps jobs json minimize optimizers plot quiet seeds space trials where",
+    "tabulate": "config data device library quiet space teacher threads to",
     "optimizers": "json",
 }
 
@@ -75,7 +80,7 @@ def test_the_options_of_every_verb_are_what_they_were() -> None:
     for verb, wanted in OPTIONS.items():
         names = {(parameter.opts[0].removeprefix("--") if parameter.opts[0].startswith("-") else parameter.name) for parameter in verbs[verb].params}
         assert names == set(wanted.split()), verb
-    assert set(verbs) == {*OPTIONS, "blocks", "cache", "spaces"}
+    assert set(verbs) == {*OPTIONS, "blocks", "cache", "config", "spaces"}
 
 
 def test_help_and_lists_import_no_torch() -> None:
@@ -273,6 +278,9 @@ BAD = [
     ("measure", "--candidate", "down0"),
     ("show", "nowhere"),
     ("show", "."),
+    ("report", "nowhere"),
+    ("explain", "nowhere"),
+    ("report", "."),
     ("export", "nowhere", "--to", "x"),
     ("spaces", "show", "tocsr_unett"),
     ("spaces", "show", "tocsr_unet", "--scale", "sdxl"),
@@ -292,3 +300,52 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(arguments: tuple[str, ...],
     assert done.stdout == ""
     assert len([line for line in done.stderr.splitlines() if line.startswith("error:") or "Error" in line or "╭" in line]) >= 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_space_and_optimizer_is_listed_with_a_line_on_it() -> None:
+    from nas.names import OPTIMIZERS, SPACES
+
+    for registry in (SPACES, OPTIMIZERS):
+        assert all(registry.about(name) for name in registry.names())
+    assert "15,625 measured networks" in nas("spaces").stdout
+    assert json.loads(nas("spaces", "list", "--json").stdout) == SPACES.names()
+
+
+def test_measure_prints_a_candidate_beside_the_teacher(table: Path) -> None:
+    done = nas("measure", "--space", f"table:{table}", "--candidate", "s0=c1")
+    assert "s0=c1" in done.stdout
+    assert "1.12x" in done.stdout
+    assert "0.001 ± 0" in done.stdout
+    assert "L: divergence from the teacher" in done.stderr
+
+
+def test_verbose_tells_every_trial_and_quiet_none(table: Path) -> None:
+    command = ("search", "--space", f"table:{table}", "--eps", "0.012", "--workdir", str(table.parent), "--trials", "4", "--new")
+    assert len([line for line in nas(*command, "-v").stderr.splitlines() if line.startswith("  ")]) == 4
+    assert nas(*command, "-v", "-q", "--json").stderr == ""
+
+
+def test_no_colour_is_written_when_asked_not_to(table: Path) -> None:
+    code = f"from nas.cli.app import main; import sys; sys.argv = ['nas', 'measure', '--space', 'table:{table}', '--candidate', 'nonsense']; main()"
+    environment = {**os.environ, "NO_COLOR": "1", "FORCE_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "\x1b[31m" not in done.stderr
+    assert "\x1b[1;31m" not in done.stderr
+
+
+def test_a_repeated_search_of_a_finished_run_takes_no_time_and_an_interrupted_one_counts(table: Path) -> None:
+    first = search_table(table, "--eps", "0.003", "--trials", "4")
+    again = search_table(table, "--eps", "0.003", "--trials", "4")
+    assert again["seconds"]["total"] == first["seconds"]["total"]
+    with Record(Path(first["run"]) / "study.db") as record:
+        record.set_fact("seconds", {"calibrate": 5.0, "total": 100.0})
+    assert search_table(table, "--eps", "0.003", "--trials", "6")["seconds"]["total"] > 100
+
+
+def test_a_mistyped_verb_gets_a_hint() -> None:
+    assert "search" in nas("serach").stderr
+
+
+def test_shell_completion_is_offered() -> None:
+    assert "--install-completion" in nas("--help").stdout

@@ -1,0 +1,113 @@
+"""`nas explain`: why a run's winner is what it is."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from nas.amounts import amount
+from nas.cli import options
+from nas.cli.console import err, out, print_json
+from nas.errors import InputError
+
+if TYPE_CHECKING:
+    from nas.explain import Explanation, Neighbour
+
+SHOWN = 12
+PAIRS = 3
+
+
+def explain(
+    run: options.Run,
+    eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Explain a run's winners: neighbours, what binds, other eps, what each stage trades, which new block would pay.
+
+    Works on what the run recorded: what was measured is marked so, the rest is predicted by a model fitted to its trials.
+    """
+    options.set_threads(1)
+    from nas.explain import explain as explain_run
+    from nas.findings import read_run
+    from nas.report.forecast import forecast
+
+    findings = read_run(run)
+    if eps is not None and eps not in findings.eps:
+        raise InputError(f"run '{run}' has no winner for eps {eps:g}; it has: {', '.join(f'{e:g}' for e in findings.eps)}")
+    found = [e for e in explain_run(findings, forecast(findings)) if eps is None or e.eps == eps]
+    if json:
+        print_json([explanation.to_json() for explanation in found])
+        return
+    for explanation in found:
+        _print(explanation)
+
+
+def _print(e: "Explanation") -> None:
+    for note in e.notes:
+        err.print(note, markup=False)
+    share = f" ({100 * e.cost / e.teacher_cost:.1f} % of the teacher's)" if e.teacher_cost else ""
+    out.print(f"[bold]eps {e.eps:g}[/bold]: {e.objective} {amount(e.cost)}{share}, L {e.divergence:.3g} ± {e.stderr:.1g}")
+    out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in e.candidate.items() if c != "teacher") or "nothing"), markup=False)
+    out.print()
+    for bound in e.bounds:
+        slack = f"{100 * bound.value / bound.limit:.0f} % used" if bound.limit else "no room"
+        verdict = f"binds: it alone keeps out {bound.keeps_out} cheaper one-swap neighbours" if bound.binds else "does not bind"
+        out.print(f"{bound.bound}: {slack}; {verdict}", markup=False)
+    _print_other_eps(e)
+    out.print(_neighbour_table(e.neighbours, e.objective))
+    out.print(_stage_table(e))
+    _print_additivity(e)
+
+
+def _print_other_eps(e: "Explanation") -> None:
+    for other in e.other_eps:
+        if other.eps != e.eps:
+            change = 100 * (other.middle / e.cost - 1) if e.cost else 0.0
+            spread = f"90 % interval {amount(other.low)} to {amount(other.high)}"
+            out.print(f"at eps {other.eps:.3g}: {e.objective} {amount(other.middle)} ({change:+.1f} %), {spread}")
+
+
+def _neighbour_table(neighbours: "Sequence[Neighbour]", objective: str) -> Table:
+    cheaper = [n for n in neighbours if n.saves > 0]
+    near = sorted(cheaper, key=lambda n: n.divergence.value if n.divergence else float("inf"))[:SHOWN]
+    title = f"cheaper neighbours, least divergent first ({len(near)} of {len(cheaper)}; all {len(neighbours)} neighbours with --json)"
+    table = Table("stage", "swap", objective, "saves", "L (~ predicted, 90 % interval)", "", title=title, title_justify="left", box=SIMPLE_HEAD)
+    for n in near:
+        verdict = "" if n.allowed else "breaks a bound"
+        verdict = verdict or ("feasible" if n.feasible else "above eps" if n.divergence else "unknown")
+        table.add_row(n.stage, f"{n.before} -> {n.after}", amount(n.cost), amount(n.saves), str(n.divergence or "-"), verdict)
+    return table
+
+
+def _stage_table(e: "Explanation") -> Table:
+    title = "what stages trade: saved per 0.001 of L by the best cheaper swap; saved by a new block of half the cost, or of half the stage's L"
+    columns = ("stage", "block", "next cheaper", "saves per 0.001 L", "part of L", "half cost saves", "half L saves")
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    prices = {price.stage: price for price in e.prices}
+    for block in e.new_blocks:
+        price = prices[block.stage]
+        rate = "-" if price.cheaper is None else "free" if price.saved_per_divergence is None else amount(1e-3 * price.saved_per_divergence)
+        part = "-" if block.part_of_divergence is None else f"{block.part_of_divergence:.2g}"
+        gained = "-" if block.half_error_saves is None else amount(block.half_error_saves)
+        table.add_row(block.stage, block.choice, price.cheaper or "-", rate, part, amount(block.half_cost_saves), gained)
+    return table
+
+
+def _print_additivity(e: "Explanation") -> None:
+    found = e.additivity
+    if found is None:
+        return
+    if found.rank_correlation is not None:
+        out.print(
+            f"additivity: summed single swaps ({found.n_singles_measured} of {found.n_singles} measured, the rest predicted) rank {found.n_trials} measured "
+            f"candidates with Spearman's rho = {found.rank_correlation:.2f}"
+        )
+    for first, second, excess, source in found.pairs[:PAIRS]:
+        out.print(f"  {first} and {second} together add {excess:+.2g} to the sum of their single effects ({source})", markup=False)
+    if e.new_blocks:
+        best = e.new_blocks[0]
+        saves = max(best.half_cost_saves, best.half_error_saves or 0.0)
+        how = "half as costly at the same L" if best.half_cost_saves >= (best.half_error_saves or 0.0) else "half as divergent at the same cost"
+        out.print(f"a new block would pay most at {best.stage}: {how}, it saves about {amount(saves)} {e.objective}", markup=False)

@@ -1,0 +1,297 @@
+"""Why the winner is what it is: its neighbours, what binds, what other bounds would give, what each stage trades, what to build next.
+
+Divergences are measured where the run measured them, else predicted by a model fitted to its trials (medians with 90 % intervals).
+Symbols: `a` the winner, `s`, `t` stages, `L(s)` the divergence of the teacher with the winner's choice at `s` alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from nas.errors import InputError
+from nas.findings import Findings, Found
+from nas.problem import Problem
+from nas.report.forecast import Estimate, Forecast
+from nas.space import Candidate
+from nas.trial import Trial
+
+STEP = 0.1
+"""How much smaller and larger eps is asked about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """The winner with one other choice; `saves` cost (negative: costs more), `allowed` by bounds on known costs."""
+
+    stage: str
+    before: str
+    after: str
+    cost: float
+    saves: float
+    divergence: Estimate | None
+    feasible: bool
+    allowed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """A bound with where the winner stands; it binds if some cheaper neighbour is kept out by it alone (`keeps_out` of them)."""
+
+    bound: str
+    value: float
+    limit: float
+    keeps_out: int
+
+    @property
+    def binds(self) -> bool:
+        return self.keeps_out > 0
+
+
+@dataclass(frozen=True, slots=True)
+class OtherEps:
+    """The cost of the cheapest feasible candidate at another eps: 5 %, 50 %, 95 % quantiles."""
+
+    eps: float
+    low: float
+    middle: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A stage's rate of exchange: the best swap to something cheaper (cost saved per unit of L added) and to something dearer (L relieved per cost)."""
+
+    stage: str
+    cheaper: str | None
+    saved_per_divergence: float | None
+    dearer: str | None
+    divergence_per_cost: float | None
+
+
+@dataclass(frozen=True)
+class Additivity:
+    """How far single swaps explain L: rank correlation of their sums with measured L, and what pairs of the winner's swaps add beyond their sum."""
+
+    n_trials: int
+    n_singles_measured: int
+    n_singles: int
+    rank_correlation: float | None
+    pairs: tuple[tuple[str, str, float, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlock:
+    """What a better block at a stage would be worth: one of half the cost and the same L, or one of the same cost and half the stage's part of L."""
+
+    stage: str
+    choice: str
+    cost: float
+    half_cost_saves: float
+    part_of_divergence: float | None
+    half_error_saves: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All of it for one eps; `notes` say what could not be said."""
+
+    eps: float
+    feasible: bool
+    objective: str
+    candidate: dict[str, str]
+    cost: float
+    teacher_cost: float
+    divergence: float | None
+    stderr: float
+    neighbours: tuple[Neighbour, ...] = ()
+    bounds: tuple[Bounded, ...] = ()
+    other_eps: tuple[OtherEps, ...] = ()
+    prices: tuple[Price, ...] = ()
+    additivity: Additivity | None = None
+    new_blocks: tuple[NewBlock, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON of `nas explain`."""
+        found = asdict(self)
+        for row, bound in zip(found["bounds"], self.bounds, strict=True):
+            row["binds"] = bound.binds
+        return found
+
+
+def explain(findings: Findings, forecast: Forecast | None) -> list[Explanation]:
+    """One explanation for each eps that has any measured candidate.
+
+    Raises:
+        InputError: the run holds too little to explain anything.
+    """
+    if findings.problem is None or forecast is None:
+        raise InputError(f"run '{findings.path}' cannot be explained: {' '.join(findings.missing) or 'its costs are not recorded'}")
+    winners = [winner for winner in findings.winners if winner.trial is not None and winner.trial.divergence is not None]
+    if not winners:
+        raise InputError(f"run '{findings.path}' has no measured candidate to explain yet; let its search go on")
+    return [_explain(findings, winner, forecast) for winner in winners]
+
+
+def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanation:
+    trial, problem = winner.trial, forecast.problem
+    assert trial is not None
+    neighbours = _neighbours(problem, trial, winner.eps, forecast)
+    other = _other_eps(forecast, winner.eps)
+    return Explanation(
+        eps=winner.eps,
+        feasible=winner.feasible,
+        objective=problem.objective,
+        candidate=problem.space.decode(trial.candidate),
+        cost=trial.costs[problem.objective],
+        teacher_cost=findings.teacher[problem.objective],
+        divergence=trial.divergence,
+        stderr=trial.stderr,
+        neighbours=tuple(neighbours),
+        bounds=tuple(_bounds(problem, trial, winner.eps, forecast)),
+        other_eps=other,
+        prices=tuple(_prices(problem, trial, neighbours, forecast)),
+        additivity=_additivity(problem, trial, forecast),
+        new_blocks=tuple(_new_blocks(problem, trial, forecast, other)),
+        notes=(*findings.missing, *_doubts(winner, forecast)),
+    )
+
+
+def _doubts(winner: Found, forecast: Forecast) -> list[str]:
+    out = []
+    if not winner.feasible:
+        out.append("No measured candidate is within eps: the least divergent one is explained.")
+    if forecast.model is None:
+        out.append("Too few trials to fit a model (or no eps above 0): only measured divergences are known.")
+    return out
+
+
+def _neighbours(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> list[Neighbour]:
+    """Every candidate that differs from the winner at one stage, cheapest first."""
+    a, cost = trial.candidate, trial.costs[problem.objective]
+    swaps = [(s, k) for s, size in enumerate(problem.space.sizes) for k in range(size) if k != a[s]]
+    candidates = [_with(a, s, k) for s, k in swaps]
+    rows = []
+    for (s, k), candidate, estimate, allowed in zip(swaps, candidates, forecast.of(candidates), _allowed(problem, candidates), strict=True):
+        stage = problem.space.stages[s]
+        total = problem.costs.of(candidate)[problem.objective]
+        feasible = estimate is not None and estimate.value <= eps
+        rows.append(Neighbour(stage.name, stage.choices[a[s]].name, stage.choices[k].name, total, cost - total, estimate, feasible, allowed))
+    return sorted(rows, key=lambda row: (row.cost, row.stage))
+
+
+def _bounds(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> list[Bounded]:
+    """L and every bound on a known cost, and how many cheaper neighbours each keeps out alone."""
+    a = trial.candidate
+    candidates = [_with(a, s, k) for s, size in enumerate(problem.space.sizes) for k in range(size) if k != a[s]]
+    cheaper = [c for c in candidates if problem.costs.of(c)[problem.objective] < trial.costs[problem.objective]]
+    broken = []
+    for candidate, estimate in zip(cheaper, forecast.of(cheaper), strict=True):
+        costs = problem.costs.of(candidate)
+        over = [b.metric for b in problem.bounds if costs[b.metric] > b.limit * (1 + 1e-12)]
+        broken.append(over + (["L"] if estimate is not None and estimate.value > eps else []))
+
+    def alone(name: str) -> int:
+        return sum(over == [name] for over in broken)
+
+    rows = [Bounded("L <= eps", trial.divergence or 0.0, eps, alone("L"))]
+    return rows + [Bounded(f"{b.metric} <= {b.limit:g}", trial.costs[b.metric], b.limit, alone(b.metric)) for b in problem.bounds]
+
+
+def _other_eps(forecast: Forecast, eps: float) -> tuple[OtherEps, ...]:
+    if eps <= 0 or forecast.model is None:
+        return ()
+    rows = []
+    for other in (eps * (1 - STEP), eps, eps * (1 + STEP)):
+        found = forecast.cost_at(other)
+        assert found is not None
+        rows.append(OtherEps(other, *found))
+    return tuple(rows)
+
+
+def _prices(problem: Problem, trial: Trial, neighbours: Sequence[Neighbour], forecast: Forecast) -> list[Price]:
+    """For each stage the best exchanges among its neighbours; predictions are compared with the prediction for the winner itself."""
+    base = {"measured": trial.divergence or 0.0, "predicted": forecast.predicted(trial.candidate) or 0.0}
+    rows = []
+    for stage in problem.space.stages:
+        own = [(n, n.divergence.value - base[n.divergence.source]) for n in neighbours if n.stage == stage.name and n.divergence is not None and n.saves != 0]
+        down = [(n.saves / added if added > 0 else math.inf, n.after) for n, added in own if n.saves > 0]
+        up = [(-added / -n.saves, n.after) for n, added in own if n.saves < 0 and added < 0]
+        best_down, best_up = max(down, default=None), max(up, default=None)
+        rows.append(
+            Price(
+                stage.name,
+                best_down[1] if best_down else None, best_down[0] if best_down and math.isfinite(best_down[0]) else None,
+                best_up[1] if best_up else None, best_up[0] if best_up else None,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _additivity(problem: Problem, trial: Trial, forecast: Forecast) -> Additivity:
+    singles = {(s, k): _with(problem.space.teacher, s, k) for s, size in enumerate(problem.space.sizes) for k in range(1, size)}
+    alone = dict(zip(singles, forecast.of(list(singles.values())), strict=True))
+    measured = sum(estimate is not None and estimate.source == "measured" for estimate in alone.values())
+    several = [t for t in forecast.trials if sum(k > 0 for k in t.candidate) > 1]
+    values = {swap: math.nan if estimate is None else estimate.value for swap, estimate in alone.items()}
+    sums = [sum(values[s, k] for s, k in enumerate(t.candidate) if k) for t in several]
+    usable = [(total, t.divergence) for total, t in zip(sums, several, strict=True) if math.isfinite(total)]
+    rank = float(spearmanr(*zip(*usable, strict=True)).statistic) if len(usable) > 2 else None
+    rank = None if rank is None or not math.isfinite(rank) else rank
+    return Additivity(len(usable), measured, len(singles), rank, _pairs(problem, trial.candidate, forecast))
+
+
+def _pairs(problem: Problem, a: Candidate, forecast: Forecast) -> tuple[tuple[str, str, float, str], ...]:
+    """Stage, stage, `L(s, t) - L(s) - L(t)` and where it comes from, strongest first."""
+    replaced = [s for s, k in enumerate(a) if k]
+    pairs = list(combinations(replaced, 2))
+    single = dict(zip(replaced, forecast.of([_with(problem.space.teacher, s, a[s]) for s in replaced]), strict=True))
+    both = forecast.of([_with(_with(problem.space.teacher, s, a[s]), t, a[t]) for s, t in pairs])
+    rows = []
+    for (s, t), joint in zip(pairs, both, strict=True):
+        first, second = single[s], single[t]
+        if joint is not None and first is not None and second is not None:
+            excess = joint.value - first.value - second.value
+            source = "measured" if {joint.source, first.source, second.source} == {"measured"} else "predicted"
+            rows.append((problem.space.stages[s].name, problem.space.stages[t].name, excess, source))
+    return tuple(sorted(rows, key=lambda row: -abs(row[2])))
+
+
+def _new_blocks(problem: Problem, trial: Trial, forecast: Forecast, other: Sequence[OtherEps]) -> list[NewBlock]:
+    """Stages by what a better block there would save, most first.
+
+    The stage's part of L is what falls when it gets the teacher's block back; L is worth what the objective gains per unit of eps around the winner.
+    """
+    table, a = problem.costs.by_choice[problem.objective], trial.candidate
+    without = forecast.of([_with(a, s, 0) for s in range(len(a))])
+    whole = forecast.predicted(a)
+    worth = (other[0].middle - other[2].middle) / (other[2].eps - other[0].eps) if other and other[2].eps > other[0].eps else None
+    rows = []
+    for s, (stage, estimate) in enumerate(zip(problem.space.stages, without, strict=True)):
+        part = None if a[s] == 0 else _part(trial.divergence or 0.0, estimate, whole)
+        cost = float(table[s, a[s]])
+        gained = None if part is None or worth is None else part / 2 * max(worth, 0.0)
+        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, part, gained))
+    return sorted(rows, key=lambda row: -max(row.half_cost_saves, row.half_error_saves or 0.0))
+
+
+def _part(divergence: float, without: Estimate | None, predicted: float | None) -> float | None:
+    """What falls off L when a swap is taken back; a prediction is compared with the prediction for the winner itself."""
+    if without is None:
+        return None
+    if without.source == "measured":
+        return max(divergence - without.value, 0.0)
+    return None if not predicted else divergence * max(1 - without.value / predicted, 0.0)
+
+
+def _with(candidate: Candidate, s: int, k: int) -> Candidate:
+    return (*candidate[:s], k, *candidate[s + 1 :])
+
+
+def _allowed(problem: Problem, candidates: Sequence[Candidate]) -> list[bool]:
+    return [bool(v) for v in problem.allowed(np.array(candidates))] if candidates else []

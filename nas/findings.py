@@ -1,0 +1,201 @@
+"""What a run directory holds, read as far as it can be: what reports and explanations stand on, without loading the space itself."""
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.errors import DamagedFile, InputError, NasError
+from nas.problem import Bound, CostTable, Floats, Problem
+from nas.record import Record, RunDirectory
+from nas.space import Candidate, Choice, SearchSpace, Stage
+from nas.trial import Trial, incumbent, least_divergent
+
+
+@dataclass(frozen=True)
+class Found:
+    """The winner of one eps as far as it is known: verified when the run is done, else the incumbent or the least divergent trial."""
+
+    eps: float
+    feasible: bool
+    trial: Trial | None
+    heldout: float | None = None
+    relative: float | None = None
+    path: str | None = None
+    rejected: tuple[tuple[Candidate, float | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A run as it stands.
+
+    `problem` is rebuilt from the recorded costs (recipes and rules are not part of it); None when the run never got that far. `facts` are the
+    record's other entries. `missing` says in whole sentences what could not be read and why.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+    problem: Problem | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether the search came to its end."""
+        return self.facts.get("result") is not None
+
+    @property
+    def space(self) -> str:
+        """The space's name."""
+        result = self.facts.get("result") or {}
+        return str(result.get("space") or self.config.get("space", {}).get("name") or self.path.name)
+
+    @property
+    def eps(self) -> tuple[float, ...]:
+        """Every eps of the search."""
+        given = self.config.get("search", {}).get("eps", [])
+        return tuple(float(e) for e in given) if isinstance(given, list) else ()
+
+    @property
+    def teacher(self) -> dict[str, float]:
+        """The teacher's costs, empty when unknown."""
+        return {} if self.problem is None else self.problem.costs.of(self.problem.space.teacher)
+
+    @property
+    def objective(self) -> str:
+        """The cost that is minimised."""
+        if self.problem is not None:
+            return self.problem.objective
+        return next(iter(self.trials[0].costs), "params") if self.trials else "params"
+
+    @property
+    def winners(self) -> tuple[Found, ...]:
+        """One for each eps."""
+        recorded = {row["eps"]: row for row in (self.facts.get("result") or {}).get("winners", [])}
+        return tuple(self._winner(eps, recorded.get(eps)) for eps in self.eps)
+
+    @property
+    def command(self) -> str:
+        """A command that states the same search."""
+        space, search = self.config.get("space", {}), self.config.get("search", {})
+        words = ["nas", "search", "--space", str(space.get("name", self.space))]
+        for name, value in [*((n, v) for n, v in space.items() if n != "name"), *search.items()]:
+            option = f"--{name.replace('_', '-')}"
+            values = value if isinstance(value, list) else [value]
+            words += [option] if value is True else [word for v in values if v is not False for word in (option, f"{v:g}" if isinstance(v, float) else str(v))]
+        if "trials_asked" in self.facts:
+            words += ["--trials", str(self.facts["trials_asked"])]
+        return shlex.join([*words, "--workdir", str(self.path.parent), "--name", self.path.name])
+
+    def _winner(self, eps: float, recorded: Mapping[str, Any] | None) -> Found:
+        by_candidate = {trial.candidate: trial for trial in self.trials}
+        if recorded is not None and self.problem is not None and recorded.get("candidate"):
+            candidate = self.problem.space.encode(recorded["candidate"])
+            trial = by_candidate.get(candidate) or Trial(0, candidate, self.problem.costs.of(candidate), recorded.get("divergence"))
+            rejected = tuple((self.problem.space.encode(r["candidate"]), r.get("heldout_divergence")) for r in recorded.get("rejected", ()))
+            found = recorded.get("path")
+            return Found(
+                eps, bool(recorded.get("feasible")), trial, recorded.get("heldout_divergence"), recorded.get("relative_divergence"),
+                str(self.path / Path(found).name) if found else None, rejected,
+            )  # fmt: skip
+        within = [t for t in self.trials if self.problem is None or self.problem.allowed(np.array([t.candidate]))[0]]
+        best = incumbent(within, eps, self.objective)
+        return Found(eps, best is not None, best or least_divergent(self.trials))
+
+
+def read_run(path: Path) -> Findings:
+    """Everything that can be read of a run; what cannot be is named in `missing`.
+
+    Raises:
+        InputError: the folder holds neither a configuration nor a record of a run.
+    """
+    if not any((path / name).is_file() for name in ("run.toml", "study.db")):
+        raise InputError(f"'{path}' is not a run directory (no run.toml, no study.db); give a folder that `nas search` made, such as runs/NAME")
+    missing: list[str] = []
+    config = _config(path, missing)
+    trials, facts = _recorded(path, missing)
+    problem = _problem(config, facts, missing)
+    if problem is not None:
+        trials = _fitting(trials, problem, missing)
+    if not trials:
+        missing.append("No candidate has been measured yet; start the same `nas search` again to go on.")
+    elif "result" not in facts:
+        missing.append("The search has not come to its end: what is shown is what its trials say so far, not verified on held-out samples.")
+    return Findings(path, config, tuple(trials), problem, facts, tuple(missing))
+
+
+def _config(path: Path, missing: list[str]) -> dict[str, Any]:
+    try:
+        return RunDirectory(path).config()
+    except DamagedFile as error:
+        missing.append(f"The configuration is unreadable ({error}), so the bounds of the search are unknown.")
+        return {}
+
+
+def _recorded(path: Path, missing: list[str]) -> tuple[list[Trial], dict[str, Any]]:
+    """Trials and facts; whatever part of the record is damaged is left out and named."""
+    facts: dict[str, Any] = {}
+    try:
+        with Record(path / "study.db", read_only=True) as record:
+            trials, lost = record.readable()
+            for name in record.facts():
+                try:
+                    facts[name] = record.fact(name)
+                except NasError as error:
+                    lost.append(str(error))
+    except NasError as error:
+        missing.append(f"The record could not be read ({error}).")
+        return [], facts
+    if lost:
+        missing.append(f"Parts of the record could not be read: {'; '.join(lost)}.")
+    return trials, facts
+
+
+def facts_of(record: Record) -> dict[str, Any]:
+    """All facts of a sound record."""
+    return {name: record.fact(name) for name in record.facts()}
+
+
+def _fitting(trials: list[Trial], problem: Problem, missing: list[str]) -> list[Trial]:
+    """The trials that are candidates of the problem with all its costs."""
+    sizes, metrics = problem.space.sizes, set(problem.costs.metrics)
+    fit = [t for t in trials if len(t.candidate) == len(sizes) and all(0 <= k < n for k, n in zip(t.candidate, sizes, strict=True)) and metrics <= set(t.costs)]
+    if len(fit) < len(trials):
+        missing.append(f"{len(trials) - len(fit)} trials do not belong to the recorded space and are left out.")
+    return fit
+
+
+def _problem(config: Mapping[str, Any], facts: Mapping[str, Any], missing: list[str]) -> Problem | None:
+    table, search = facts.get("table"), config.get("search", {})
+    if table is None:
+        missing.append("The costs of the blocks are not recorded: the run stopped before its space was ready, or was made by another version.")
+        return None
+    try:
+        space, costs, errors = _from_table(str(config.get("space", {}).get("name", "space")), table)
+        objective = search.get("minimize") or ("params" if "params" in costs.metrics else costs.metrics[0])
+        bounds = tuple(Bound.parse(text, costs) for text in search.get("where", ()))
+        return Problem(space, costs, tuple(float(e) for e in search.get("eps", ())) or (0.0,), objective, bounds, errors)
+    except (NasError, KeyError, TypeError, ValueError, AttributeError) as error:
+        missing.append(f"The recorded costs of the blocks cannot be used ({type(error).__name__}: {error}).")
+        return None
+
+
+def _from_table(name: str, table: Mapping[str, Any]) -> tuple[SearchSpace, CostTable, Floats | None]:
+    """Space, costs and calibration errors that `nas.job.stage_table` wrote down."""
+    rows = table["stages"]
+    space = SearchSpace(name, tuple(Stage(row["name"], tuple(Choice(choice["name"]) for choice in row["choices"])) for row in rows))
+    shape = (len(rows), max(space.sizes))
+    by_choice = {metric: np.full(shape, np.nan) for metric in table["fixed"]}
+    errors = np.full(shape, np.nan)
+    for s, row in enumerate(rows):
+        for k, choice in enumerate(row["choices"]):
+            for metric, values in by_choice.items():
+                values[s, k] = float(choice[metric])
+            errors[s, k] = math.nan if choice.get("calibration_error") is None else float(choice["calibration_error"])
+    known = bool(np.isfinite(errors[:, 1:]).any())
+    return space, CostTable(by_choice, {m: float(v) for m, v in table["fixed"].items()}), errors if known else None

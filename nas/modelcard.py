@@ -1,0 +1,44 @@
+"""The card beside an exported model: what it is, how it was found, how far it differs from its teacher."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nas
+from nas.amounts import METRICS, amount
+from nas.files import write_whole
+from nas.problem import Problem
+from nas.study import Winner
+
+NAME = "README.md"
+
+
+def card(problem: Problem, winner: Winner, config: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card of a winner as Markdown, with a model hub's front matter."""
+    trial = winner.trial
+    assert trial is not None
+    teacher, chosen = problem.costs.of(problem.space.teacher), problem.space.decode(trial.candidate)
+    rows = [f"| {METRICS.get(m, m)} | {amount(teacher[m])} | {amount(cost)} | {_share(cost, teacher[m])} |" for m, cost in trial.costs.items()]
+    heldout = "not measured" if winner.heldout is None or winner.heldout.divergence is None else f"{winner.heldout.divergence:.3g}"
+    divergence = "unknown" if trial.divergence is None else f"{trial.divergence:.3g} ± {trial.stderr:.1g} on {trial.n_samples} samples"
+    lines = [
+        "---", "library_name: stage-nas", "tags: [neural-architecture-search, compression]", "---", "",
+        f"# {problem.space.name}: the smallest network found within eps {winner.eps:g} of its teacher", "",
+        (f"Found by stage-nas {nas.__version__}: stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them. "
+        "The network as a whole was not trained after that. It inherits its teacher's uses, limits, biases and licence."), "",
+        "| | teacher | this model | |", "|---|---|---|---|", *rows, f"| L, divergence from the teacher | 0 | {divergence} | bound {winner.eps:g} |",
+        f"| L on held-out samples | 0 | {heldout} | |", "",
+        "| stage | block |", "|---|---|", *(f"| {stage} | {choice} |" for stage, choice in chosen.items()), "",
+        "## Provenance", "", "| | |", "|---|---|",
+        *(f"| {section}.{key} | `{value}` |" for section, values in config.items() for key, value in values.items()), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def write_card(folder: Path, problem: Problem, winner: Winner, config: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the card into an exported model's folder."""
+    write_whole(folder / NAME, card(problem, winner, config).encode())
+
+
+def _share(cost: float, teacher: float) -> str:
+    return f"{100 * cost / teacher:.1f} %" if teacher else "-"

@@ -1,0 +1,166 @@
+"""The numbers of a report in words and rows: headline, stages, what nearly won, what the search cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nas.amounts import METRICS, amount
+from nas.findings import Findings, Found
+from nas.problem import Problem
+from nas.report.figures import candidate_words
+from nas.report.forecast import Forecast
+from nas.trial import Trial
+
+NEAR = 4
+"""Rows of each kind in what nearly won."""
+STOPPED = {
+    "trials": "all trials were used up",
+    "proof": "nothing better is likely to be left",
+    "exhausted": "every candidate is measured",
+    "interrupted": "interrupted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One winner beside the teacher; `costs` are (metric, teacher, winner, ratio) in words, `verdict` says how sure it is."""
+
+    eps: float
+    title: str
+    feasible: bool
+    costs: tuple[tuple[str, str, str, str], ...]
+    divergence: str
+    verdict: str
+    path: str | None
+
+
+def headline(findings: Findings, winner: Found) -> Headline:
+    """The winner of one eps."""
+    trial = winner.trial
+    if trial is None:
+        return Headline(winner.eps, "nothing measured yet", False, (), "", "", None)
+    objective = findings.objective
+    rows = []
+    for metric, cost in trial.costs.items():
+        teacher = findings.teacher.get(metric)
+        ratio = f"{teacher / cost:.2f}x fewer" if teacher and cost > 0 else "-"
+        rows.append((METRICS.get(metric, metric), amount(teacher) if teacher is not None else "?", amount(cost), ratio))
+    teacher = findings.teacher.get(objective, 0.0)
+    title = f"{teacher / trial.costs[objective]:.2f}x fewer {METRICS.get(objective, objective)}" if teacher and trial.costs[objective] else "winner"
+    if not winner.feasible:
+        title = "nothing feasible: the least divergent candidate is shown"
+    divergence = "not measured" if trial.divergence is None else f"{trial.divergence:.3g} ± {trial.stderr:.1g}"
+    return Headline(winner.eps, title, winner.feasible, tuple(rows), divergence, _verdict(findings, winner), winner.path)
+
+
+def _verdict(findings: Findings, winner: Found) -> str:
+    words = []
+    if winner.heldout is not None:
+        words.append(f"{winner.heldout:.3g} on samples the search never saw")
+    elif winner.feasible:
+        words.append("not verified on held-out samples" if findings.done else "not verified yet")
+    if winner.relative is not None:
+        words.append(f"{100 * winner.relative:.2g} % of the variance of the teacher's output")
+    return "; ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """A stage of a winner: its choice, cost, share of the teacher's, calibration error, and L of the teacher with this swap alone."""
+
+    stage: str
+    choice: str
+    cost: str
+    share: float
+    error: str
+    alone: str
+
+
+def stage_rows(problem: Problem, trial: Trial, forecast: Forecast | None) -> list[StageRow]:
+    """One row a stage."""
+    teacher, table = problem.space.teacher, problem.costs.by_choice[problem.objective]
+    singles = [(*teacher[:s], k, *teacher[s + 1 :]) for s, k in enumerate(trial.candidate)]
+    alone = forecast.of(singles) if forecast else [None] * len(singles)
+    rows = []
+    for s, (stage, k) in enumerate(zip(problem.space.stages, trial.candidate, strict=True)):
+        cost, whole = float(table[s, k]), float(table[s, 0])
+        error = "-" if problem.calibration_errors is None or not problem.calibration_errors[s, k] >= 0 else f"{problem.calibration_errors[s, k]:.3g}"
+        effect = "-" if k == 0 or alone[s] is None else str(alone[s])
+        rows.append(StageRow(stage.name, stage.choices[k].name, amount(cost), cost / whole if whole else 1.0, error, effect))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class NearRow:
+    """A trial that nearly won, and why it did not."""
+
+    number: str
+    candidate: str
+    cost: str
+    divergence: str
+    why: str
+
+
+def nearly_won(findings: Findings, winner: Found) -> list[NearRow]:
+    """Cheaper candidates that held-out data refused or that are least above eps, and the feasible ones next in cost."""
+    best, metric = winner.trial, findings.objective
+    if best is None or not winner.feasible:
+        return []
+    by_candidate = {t.candidate: t for t in findings.trials}
+    refused = [(by_candidate[c], heldout) for c, heldout in winner.rejected if c in by_candidate]
+    names = {t.candidate for t, _ in refused} | {best.candidate}
+    others = [t for t in findings.trials if t.divergence is not None and t.candidate not in names]
+    cheaper = sorted((t for t in others if t.costs[metric] < best.costs[metric] and (t.divergence or 0) > winner.eps), key=lambda t: t.divergence or 0.0)
+    dearer = sorted((t for t in others if t.costs[metric] >= best.costs[metric] and (t.divergence or 0) <= winner.eps), key=lambda t: t.costs[metric])
+    rows = [_near(findings, t, f"held-out L {'?' if h is None else f'{h:.3g}'} is above 1.2 eps") for t, h in refused]
+    rows += [_near(findings, t, f"L is {(t.divergence or 0) / winner.eps:.2f} x eps" if winner.eps else "L is above 0") for t in cheaper[:NEAR]]
+    return rows + [_near(findings, t, f"{t.costs[metric] / best.costs[metric]:.3f} x the winner's {metric}") for t in dearer[:NEAR]]
+
+
+def _near(findings: Findings, trial: Trial, why: str) -> NearRow:
+    divergence = "-" if trial.divergence is None else f"{trial.divergence:.3g} ± {trial.stderr:.1g}"
+    return NearRow(str(trial.number + 1), candidate_words(findings, trial), amount(trial.costs[findings.objective]), divergence, why)
+
+
+def search_cost(findings: Findings) -> list[tuple[str, str]]:
+    """What the search took, all its sessions together."""
+    result: Mapping[str, Any] = findings.facts.get("result") or {}
+    seconds = {**(findings.facts.get("seconds") or {}), **(result.get("seconds") or {})}
+    failed = [t for t in findings.trials if t.divergence is None]
+    cached = sum(bool(t.attrs.get("cached")) for t in findings.trials)
+    rows = [("trials", f"{len(findings.trials)}" + (f", {len(failed)} failed" if failed else "") + (f", {cached} served by the cache" if cached else ""))]
+    if "n_measured" in result:
+        rows.append(("measurements no cache served, verification included", str(result["n_measured"])))
+    feasible = ", ".join(f"{sum((t.divergence is not None) and t.divergence <= e for t in findings.trials)} within eps {e:g}" for e in findings.eps)
+    rows.append(("feasible", feasible or "-"))
+    rows += [(f"{name} (all sessions)", duration(float(value))) for name, value in seconds.items()]
+    if findings.problem is not None:
+        rows.append(("candidates in the space", f"{findings.problem.space.n_candidates:,}"))
+    if result.get("stopped"):
+        rows.append(("stopped because", STOPPED.get(result["stopped"], str(result["stopped"]))))
+    return rows + [("left", text) for text in result.get("statements", ())]
+
+
+def duration(seconds: float) -> str:
+    """A time for people.
+
+    >>> duration(3.21), duration(75), duration(7300)
+    ('3.2 s', '1 min 15 s', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def trial_rows(findings: Findings) -> Sequence[tuple[str, str, str, str, str]]:
+    """Every trial: number, candidate, cost, divergence, state."""
+    metric = findings.objective
+    return [
+        (
+            str(t.number + 1), candidate_words(findings, t), amount(t.costs[metric]),
+            "-" if t.divergence is None else f"{t.divergence:.4g} ± {t.stderr:.1g}", t.state if not t.reason else f"{t.state}: {t.reason}",
+        )
+        for t in findings.trials
+    ]  # fmt: skip

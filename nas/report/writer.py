@@ -1,0 +1,71 @@
+"""Keeps a run's `report.html` up to date while it is searched."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from nas.errors import InputError
+from nas.findings import read_run
+from nas.progress import Progress
+from nas.report.forecast import forecast
+from nas.report.page import render
+from nas.trial import Trial
+
+if TYPE_CHECKING:
+    from nas.study import Study
+
+NAME: Final = "report.html"
+STRIDE_S: Final = 5.0
+"""Least seconds between two reports of a search under way."""
+
+
+def write_report(run: Path, to: Path | None = None, *, predict: bool = True) -> Path:
+    """Writes the report of a run, by default into it, and gives its path; `predict` adds what a model makes of the trials (takes seconds).
+
+    Raises:
+        InputError: the folder is no run, or the file cannot be written.
+    """
+    findings = read_run(run)
+    page = render(findings, forecast(findings) if predict else None)
+    target = to or run / NAME
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise InputError(f"cannot write the report {target}: {error.strerror}; give another place with --to") from error
+    return target
+
+
+class ReportWriter:
+    """A callback that writes the report at the start, every few seconds, and at the end; a report that cannot be written stops nothing."""
+
+    def __init__(self, run: Path, progress: Progress) -> None:
+        self._run = run
+        self._progress = progress
+        self._last = -STRIDE_S
+        self._failed = False
+
+    def start(self, study: "Study") -> None:
+        del study
+        self._write(predict=False)
+
+    def trial(self, study: "Study", trial: Trial) -> None:
+        del study, trial
+        if time.monotonic() - self._last > STRIDE_S:
+            self._write(predict=False)
+
+    def end(self, result: Mapping[str, Any] | None) -> None:
+        self._write(predict=result is not None)
+
+    def _write(self, predict: bool) -> None:
+        self._last = time.monotonic()
+        try:
+            write_report(self._run, predict=predict)
+        except Exception as error:  # whatever is wrong with the report must not end the search
+            if not self._failed:
+                self._progress.note(f"no report: {error} (the search goes on; `nas report {self._run}` writes it later)")
+            self._failed = True

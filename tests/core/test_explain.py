@@ -1,0 +1,103 @@
+"""Explanations of a run, against the landscape they speak of."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+import nas
+from nas.errors import InputError
+from nas.explain import Explanation, explain
+from nas.findings import read_run
+from nas.names import resolve_space
+from nas.progress import Quiet
+from nas.report.forecast import Forecast, forecast, references
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs")
+    nas.search("synthetic:3", 0.01, workdir=workdir, name="demo", trials=12, where=("macs<=90%",))
+    return workdir / "demo"
+
+
+@pytest.fixture(scope="module")
+def explained(run: Path) -> tuple[Explanation, Forecast]:
+    findings = read_run(run)
+    known = forecast(findings)
+    assert known is not None
+    return explain(findings, known)[0], known
+
+
+def test_every_one_swap_neighbour_is_listed_once_with_its_exact_cost(explained: tuple[Explanation, Forecast]) -> None:
+    explanation, known = explained
+    space = known.problem.space
+    assert len(explanation.neighbours) == sum(size - 1 for size in space.sizes)
+    for n in explanation.neighbours:
+        candidate = space.encode({**explanation.candidate, n.stage: n.after})
+        assert n.cost == known.problem.costs.of(candidate)["params"]
+        assert n.saves == explanation.cost - n.cost
+
+
+def test_most_predicted_neighbours_lie_within_their_interval(explained: tuple[Explanation, Forecast]) -> None:
+    explanation, known = explained
+    task = resolve_space("synthetic:3").prepare(Quiet())
+    predicted = [n for n in explanation.neighbours if n.divergence is not None and n.divergence.source == "predicted"]
+    inside = 0
+    for n in predicted:
+        true = task.evaluator.measure([known.problem.space.encode({**explanation.candidate, n.stage: n.after})])[0].divergence
+        assert true is not None
+        assert n.divergence is not None
+        inside += n.divergence.low <= true <= n.divergence.high
+    assert inside >= 0.8 * len(predicted)
+
+
+def test_the_bound_on_l_binds_and_says_how_many_neighbours_it_keeps_out(explained: tuple[Explanation, Forecast]) -> None:
+    bounds = {bound.bound.split()[0]: bound for bound in explained[0].bounds}
+    assert bounds["L"].binds
+    assert bounds["L"].value <= bounds["L"].limit
+    assert bounds["macs"].value <= bounds["macs"].limit
+
+
+def test_a_larger_eps_never_costs_more(explained: tuple[Explanation, Forecast]) -> None:
+    smaller, same, larger = explained[0].other_eps
+    assert smaller.middle >= same.middle >= larger.middle
+    assert all(other.low <= other.middle <= other.high for other in explained[0].other_eps)
+    assert same.high <= explained[0].cost
+
+
+def test_pairs_and_prices_cover_the_replaced_stages(explained: tuple[Explanation, Forecast]) -> None:
+    explanation, _ = explained
+    replaced = [stage for stage, choice in explanation.candidate.items() if choice != "teacher"]
+    assert explanation.additivity is not None
+    assert len(explanation.additivity.pairs) == len(replaced) * (len(replaced) - 1) // 2
+    assert {price.stage for price in explanation.prices} == set(explanation.candidate)
+    assert explanation.new_blocks[0].half_cost_saves > 0
+    json.dumps(explanation.to_json())
+
+
+def test_references_offer_the_same_block_everywhere(explained: tuple[Explanation, Forecast]) -> None:
+    assert references(explained[1].problem)["all c2"] == (2,) * 7
+
+
+def test_an_unfinished_run_is_explained_with_a_note(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "run.toml").write_text((run / "run.toml").read_text())
+    with sqlite3.connect(run / "study.db") as source, sqlite3.connect(copy / "study.db") as target:
+        source.backup(target)
+        target.execute("DELETE FROM facts WHERE name = 'result'")
+        target.execute("DELETE FROM trials WHERE number > 0")
+    findings = read_run(copy)
+    explanation = explain(findings, forecast(findings))[0]
+    assert any("not come to its end" in note for note in explanation.notes)
+    assert any("Too few trials" in note for note in explanation.notes)
+    assert explanation.other_eps == ()
+
+
+def test_a_run_without_costs_cannot_be_explained(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[search]\neps = [0.1]\n")
+    findings = read_run(tmp_path)
+    with pytest.raises(InputError, match="cannot be explained"):
+        explain(findings, forecast(findings))

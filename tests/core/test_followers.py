@@ -1,0 +1,137 @@
+"""What follows a search: loggers, Optuna's dashboard, tables, notebooks, the shown configuration."""
+
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+import nas
+from nas.dashboard import mirror
+from nas.errors import InputError
+from nas.findings import read_run
+from nas.job import SearchResult
+from nas.loggers import LOGGERS, ScalarLogger
+from nas.study import Study
+from tests.core.test_cli import nas as command
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    workdir = tmp_path_factory.mktemp("runs")
+    return nas.search("synthetic:3", (0.005, 0.02), workdir=workdir, name="demo", trials=8, optimizer="random", where=("macs<=90%",))
+
+
+class Listed:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[dict[str, float], int]] = []
+        self.closed = False
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        self.rows.append((dict(scalars), step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_logger_gets_calibration_errors_and_every_trial_once() -> None:
+    sink = Listed()
+    found = nas.search("synthetic:3", 0.02, workdir=None, trials=4, optimizer="random", callbacks=[ScalarLogger(sink)])
+    assert sink.closed
+    assert sum("calibration_error/s0" in row for row, _ in sink.rows) == 3
+    logged = [(row["divergence/measured"], step) for row, step in sink.rows if "cost/params" in row]
+    assert logged == [(trial.divergence, trial.number) for trial in found.study.trials]
+
+
+def test_a_logger_is_closed_when_the_search_fails() -> None:
+    sink = Listed()
+
+    def fail(study: Study) -> None:
+        if study.trials:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nas.search("synthetic:3", 0.02, workdir=None, trials=4, optimizer="random", on_trial=fail, callbacks=[ScalarLogger(sink)])
+    assert sink.closed
+
+
+def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    nas.search("synthetic:3", 0.02, workdir=tmp_path, name="run", trials=2, optimizer="random", log=["tensorboard"])
+    assert list((tmp_path / "run" / "logs").glob("events*"))
+
+
+def test_other_loggers_call_their_packages_or_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Listed()
+    run = SimpleNamespace(log=lambda row: sink.log(row, int(row["trial"])), finish=sink.close)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    nas.search("synthetic:3", 0.02, workdir=tmp_path, name="run", trials=2, optimizer="random", log=["wandb"])
+    assert sink.closed
+    assert sink.rows[-1][1] == 1
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(InputError, match="pip install mlflow"):
+        LOGGERS.get("mlflow")(tmp_path)
+
+
+def test_optuna_sees_the_same_trials_as_feasible(result: SearchResult) -> None:
+    assert result.run is not None
+    findings = read_run(result.run)
+    storage = optuna.storages.InMemoryStorage()
+    for _ in range(2):  # the second time nothing is added
+        studies = mirror(findings, storage)
+    for study, eps in zip(studies, (0.005, 0.02), strict=True):
+        assert len(study.trials) == len(findings.trials)
+        for ours, theirs in zip(findings.trials, study.trials, strict=True):
+            assert findings.problem is not None
+            feasible = ours.divergence is not None and ours.divergence <= eps and bool(findings.problem.allowed([ours.candidate])[0])
+            assert all(value <= 0 for value in theirs.constraints.values()) == feasible
+            assert all(value <= 0 for value in theirs.system_attrs["constraints"]) == feasible  # what optuna-dashboard reads
+            assert theirs.value == ours.costs["params"]
+
+
+def test_optuna_dashboard_serves_the_constraints(result: SearchResult) -> None:
+    serializer = pytest.importorskip("optuna_dashboard._serializer")
+    assert result.run is not None
+    study = mirror(read_run(result.run), optuna.storages.InMemoryStorage())[0]
+    shown = serializer.serialize_frozen_trial(study._study_id, study.trials[0], {})
+    assert len(shown["constraints"]) == 2
+
+
+def test_trials_become_a_table(result: SearchResult) -> None:
+    pytest.importorskip("pandas")
+    frame = result.trials_frame()
+    assert list(frame["divergence"]) == [t.divergence for t in result.study.trials]
+    assert set(frame["stage.s0"]) <= {"teacher", "c1", "c2", "c3"}
+
+
+def test_a_notebook_shows_winners_and_every_trial(result: SearchResult) -> None:
+    text = result._repr_html_()
+    assert text.count('class="mark trial') == 8
+    assert "eps 0.02" in text
+    assert "eps 0.005" in str(result)
+
+
+def test_config_show_prints_what_config_takes(tmp_path: Path) -> None:
+    file = tmp_path / "nas.toml"
+    file.write_text("[search]\ntrials = 7\neps = [0.5]\nkeep-dominated = true\n")
+    shown = command("config", "show", str(file)).stdout
+    values = tomllib.loads(shown)["search"]
+    wanted = {"space": "tocsr_unet", "eps": [0.5], "optimizer": "eps_gp", "trials": 7, "seed": 0, "keep-dominated": True, "workdir": "runs"}
+    assert wanted == {name: values[name] for name in wanted}
+    file.write_text(shown)
+    assert command("config", "show", str(file)).stdout == shown
+    assert command("config", "show", "--verb", "serch").returncode == 2
+    assert "did you mean 'search'" in command("config", "show", "--verb", "serch").stderr
+
+
+def test_config_show_of_a_run_is_what_it_was_made_with(result: SearchResult) -> None:
+    assert tomllib.loads(command("config", "show", str(result.run)).stdout)["search"]["where"] == ["macs<=90%"]
+
+
+def test_the_dashboard_of_nothing_is_refused(tmp_path: Path) -> None:
+    assert command("dashboard", str(tmp_path)).returncode == 2
