@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: search test test-slow setup clean
+.PHONY: search test test-slow test-soak setup clean
 
 setup: .venv/ready
 
@@ -22,6 +22,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n auto -m 'slow and not gpu and not soak'
+
+test-soak: setup
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf .venv build dist *.egg-info
