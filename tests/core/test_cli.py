@@ -23,7 +23,7 @@ OPTIONS = {
     " seed space teacher threads timeout trials verbose where workdir workers",
     "measure": "candidate config data device json library numerics quiet space teacher threads",
     "calibrate": "address config data device executor json library quiet space teacher threads timeout workers",
-    "plan": "batch data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
+    "plan": "batch config data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "report": "json run to",
     "dashboard": "host port run",
