@@ -4,7 +4,8 @@
     python benchmarks/arena.py --instances 20 --optimizers eps_gp,additive
 
 Families: synthetic spaces with informative calibration errors (1,048,576 candidates), with uninformative ones, with 20 % idiosyncratic noise
-(65,536 candidates each), and NAS-Bench-201 on three data sets. Synthetic instances have seeds from 1000 on; lower ones are for tuning.
+(65,536 candidates each), `tocsr_table` at four
+eps, and NAS-Bench-201 on three data sets. Synthetic instances have seeds from 1000 on; lower ones are for tuning.
 Finished cells (problem x optimizer) stay in the result file and are not run again, so that a longer run extends a shorter one.
 """
 
@@ -16,7 +17,7 @@ import math
 import platform
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from nas.progress import Quiet
 from nas.protocols import OptimizerFactory, Space
 from nas.spaces.nasbench201 import make_nasbench201
 from nas.spaces.synthetic import make_synthetic
+from nas.spaces.tocsr.tabulated import tocsr_table
 
 PEERS: dict[str, OptimizerFactory] = {
     "eps_gp": EpsGP,
@@ -54,6 +56,14 @@ DETERMINISTIC = ("eps_gp",)
 EPS = (0.002, 0.003, 0.005)
 """Synthetic instances take these in turn."""
 
+SYNTHETIC: dict[str, Callable[[int], Space]] = {
+    "informative": lambda seed: make_synthetic(seed, stages=10, choices=4),
+    "uninformative": lambda seed: make_synthetic(seed, stages=8, choices=4, informativeness=0.0),
+    "noisy": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.2),
+}
+
+TABLE_EPS = (0.001, 0.003, 0.005, 0.007)
+
 Cell = dict[str, Any]
 
 
@@ -66,15 +76,19 @@ class Instance(NamedTuple):
     eps: float
 
 
-def instances(count: int) -> Iterator[Instance]:
-    """`count` instances of each synthetic family, and the three data sets of NAS-Bench-201 at one percentage point."""
-    for dataset in ("cifar10", "cifar100", "imagenet"):
-        yield Instance("nasbench201", dataset, make_nasbench201(dataset), 0.01)
+def instances(families: Sequence[str], count: int) -> Iterator[Instance]:
+    """The problems of the named families: `count` instances of a synthetic one."""
+    if "nasbench201" in families:
+        for dataset in ("cifar10", "cifar100", "imagenet"):
+            yield Instance("nasbench201", dataset, make_nasbench201(dataset), 0.01)
+    if "tocsr_table" in families:
+        for eps in TABLE_EPS:
+            yield Instance("tocsr_table", f"eps {eps}", tocsr_table(), eps)
     for number in range(count):
         seed, eps = 1000 + number, EPS[number % len(EPS)]
-        yield Instance("informative", f"seed {seed}", make_synthetic(seed, stages=10, choices=4), eps)
-        yield Instance("uninformative", f"seed {seed}", make_synthetic(seed, stages=8, choices=4, informativeness=0.0), eps)
-        yield Instance("noisy", f"seed {seed}", make_synthetic(seed, stages=8, choices=4, noise=0.2), eps)
+        for family in families:
+            if family in SYNTHETIC:
+                yield Instance(family, f"seed {seed}", SYNTHETIC[family](seed), eps)
 
 
 def measure(instance: Instance, optimizer: str, seeds: int, trials: int) -> Cell:
@@ -167,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=3, help="instances of each synthetic family")
     parser.add_argument("--optimizers", default=",".join(PEERS))
-    parser.add_argument("--families", default="nasbench201,informative,uninformative,noisy")
+    parser.add_argument("--families", default="nasbench201,tocsr_table,informative,uninformative,noisy")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"arena-{datetime.datetime.now(datetime.UTC).date()}.jsonl")
@@ -175,9 +189,9 @@ def main() -> None:
     torch.set_num_threads(1)
     cells = _read(args.out)
     done = {(cell["family"], cell["instance"], cell["optimizer"]) for cell in cells}
-    for instance in instances(args.instances):
+    for instance in instances(args.families.split(","), args.instances):
         for optimizer in args.optimizers.split(","):
-            if instance.family not in args.families.split(",") or (instance.family, instance.name, optimizer) in done:
+            if (instance.family, instance.name, optimizer) in done:
                 continue
             cells.append(measure(instance, optimizer, args.seeds, args.trials))
             with args.out.open("a", encoding="utf-8") as file:

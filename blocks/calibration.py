@@ -164,15 +164,24 @@ class Calibrator:
     def _load(self, stage: Stage, choice: Choice, progress: Progress) -> CalibratedBlock | None:
         key = self.key(stage, choice)
         try:
-            record, weights = self.store.record(key), self.store.weights(key)
+            return self._from_store(key, stage, choice)
         except DamagedFile as error:
             progress.note(f"{error}; calibrating it again")
             self.store.drop(key)
             self._fill([(stage, choice)], progress)
-            record, weights = self.store.record(key), self.store.weights(key)
+            return self._from_store(key, stage, choice)
+
+    def _from_store(self, key: str, stage: Stage, choice: Choice) -> CalibratedBlock | None:
+        """The block as it is kept; None if its calibration failed.
+
+        Raises:
+            DamagedFile: the file is not what its manifest vouches for, or holds other tensors than the block has.
+        """
+        record = self.store.record(key)
         if record.error is None:
             return None
-        module = self._build(stage, choice)
+        module, weights = self._build(stage, choice), self.store.weights(key)
+        _check_tensors(f"block '{stage.name}/{choice.name}' in {self.store.root}", module.state_dict(), weights)
         module.load_state_dict(weights)
         return CalibratedBlock(module.eval().requires_grad_(False), key, record)
 
@@ -193,3 +202,19 @@ def calibration_errors(stages: tuple[Stage, ...], blocks: dict[tuple[str, str], 
             error = blocks[stage.name, choice.name].record.error
             table[s, k] = math.nan if error is None else error
     return table.numpy()
+
+
+def _check_tensors(where: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises unless both have the same names with the same shapes and types; names the first three that differ."""
+    differing = [
+        f"'{name}' must be {_described(wanted.get(name))}, got {_described(found.get(name))}"
+        for name in sorted({*wanted, *found})
+        if _described(wanted.get(name)) != _described(found.get(name))
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise DamagedFile(f"{where} holds other tensors: {'; '.join(differing[:3])}{more}")
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

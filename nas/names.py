@@ -22,6 +22,7 @@ SPACES: "Registry[Callable[..., Space]]" = Registry(
     "nas.spaces",
     {
         "tocsr_unet": "nas.spaces.tocsr.space:tocsr_unet",
+        "tocsr_table": "nas.spaces.tocsr.tabulated:tocsr_table",
         "synthetic": "nas.spaces.synthetic:make_synthetic",
         "nasbench201": "nas.spaces.nasbench201:make_nasbench201",
         "table": "nas.spaces.table:make_table",

@@ -110,6 +110,27 @@ def test_a_damaged_block_is_calibrated_again_with_a_note(calibrator: Calibrator,
         assert torch.equal(value, again["a", "half"].module.state_dict()[name])
 
 
+def test_a_block_with_other_tensors_is_named_and_calibrated_again(calibrator: Calibrator, stages: tuple[Stage, ...]) -> None:
+    calibrator.run(stages[:1], Quiet())
+    key = calibrator.key(stages[0], stages[0].choices[1])
+    record, weights = calibrator.store.record(key), calibrator.store.weights(key)
+    calibrator.store.drop(key)
+    wrong = {**weights, "layers.0.weight": torch.ones(3), "extra": torch.ones(1), "layers.2.bias": weights["layers.2.bias"].double()}
+    del wrong["layers.0.bias"]
+    calibrator.store.put(key, record, wrong)
+    notes: list[str] = []
+
+    class Listener(Quiet):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    blocks = calibrator.run(stages[:1], Listener())
+    (note,) = [note for note in notes if "calibrating it again" in note]
+    assert "'extra' must be nothing, got (1,) float32; 'layers.0.bias' must be (8,) float32, got nothing" in note
+    assert "and 1 more" in note
+    assert all(torch.equal(blocks["a", "half"].module.state_dict()[name], value) for name, value in weights.items())
+
+
 class _Poisoned(nn.Module):
     def __init__(self) -> None:
         super().__init__()

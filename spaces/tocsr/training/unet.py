@@ -43,7 +43,7 @@ class UNetSettings:
     text_width: int = 48
     heads: int = 4
     batch: int = 64
-    steps: int = 10000
+    steps: int = 8000
     rate: float = 2e-3
     warmup: int = 200
     skip_drop: float = 0.3  # chance that a sample loses the skips of up2 and up3 (half of these also up1's); starts at 1, see `drop_chance`

@@ -1,0 +1,1 @@
+"""A space, a block and an optimizer for stage-nas."""
