@@ -49,6 +49,7 @@ class Bounded:
 
     @property
     def binds(self) -> bool:
+        """Whether it alone keeps out something cheaper."""
         return self.keeps_out > 0
 
 

@@ -26,6 +26,7 @@ class CostTable:
 
     @property
     def metrics(self) -> list[str]:
+        """Names of the costs."""
         return list(self.by_choice)
 
     def check_metric(self, metric: str) -> str:

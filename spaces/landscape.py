@@ -110,6 +110,7 @@ def merged_front(groups: Sequence[tuple[int, ...]], terms: Sequence[Floats], cos
 
 
 def grouped(stages: int, choices: int) -> tuple[tuple[int, ...], ...]:
+    """Numbers of choices by stage, stages gathered into groups that can be listed whole."""
     if choices**stages <= ONE_GROUP:
         return ((choices,) * stages,)
     width = max(1, int(math.log(GROUP, choices)))
