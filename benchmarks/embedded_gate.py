@@ -41,7 +41,7 @@ from nas.spaces.tocsr.unet import unet_graph
 
 EPS = (0.001, 0.003, 0.005, 0.007)
 QUARTERS = 4
-N_FIT, N_MEASURED, N_LOSS, N_RANDOM = 768, 512, 2048, 60
+N_FIT, N_MEASURED, N_LOSS, N_RANDOM = 768, 512, 2048, 2000
 RIDGE = 1e-6
 
 
