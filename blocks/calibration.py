@@ -73,10 +73,11 @@ def calibrate_block(block: nn.Module, features: StageFeatures, settings: Calibra
 
 def relative_errors(block: nn.Module, features: StageFeatures, rows: Tensor) -> Tensor:
     """MSE / variance of each output on the given samples, `(n_outputs,)` (Eq. 8, each output scaled by its variance)."""
-    written = call_step(features.step, block, tuple(value[rows] for value in features.reads))
+    reads, targets = features.batch(rows)
+    written = call_step(features.step, block, reads)
     errors = []
-    for value, target, variance in zip(written, features.writes, features.output_variances, strict=True):
-        errors.append((value - target[rows]).square().mean() / (variance or 1.0))
+    for value, target, variance in zip(written, targets, features.output_variances, strict=True):
+        errors.append((value - target).square().mean() / (variance or 1.0))
     return torch.stack(errors)
 
 

@@ -20,12 +20,25 @@ _Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class StageFeatures:
-    """Inputs and outputs of one stage of the teacher, each `(n, ...)`, and the group of each sample `(n,)`."""
+    """Inputs and outputs of one stage of the teacher, each `(n, ...)`, and the group of each sample `(n,)`.
+
+    `device` is where batches go when the features lie elsewhere, in files.
+    """
 
     step: Step
     reads: tuple[Tensor, ...]
     writes: tuple[Tensor, ...]
     groups: Tensor
+    device: torch.device | None = None
+
+    def batch(self, rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What the stage read and wrote on the given samples, where it is to be computed with."""
+        return tuple(self._placed(value[rows]) for value in self.reads), tuple(self._placed(value[rows]) for value in self.writes)
+
+    def _placed(self, value: Tensor) -> Tensor:
+        if self.device is None or self.device == value.device:
+            return value
+        return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value.to(self.device)
 
     @property
     def output_variances(self) -> tuple[float, ...]:
@@ -60,11 +73,12 @@ def collect_features(
                     kept[key] = _allocate((len(samples), *value.shape[1:]), value, folder, f"{key[0]}-{len(kept)}")
                 kept[key][start : start + len(value)] = value
             start += len(batch)
+    device = next(iter(samples.inputs.values())).device if folder is not None else None
     position = {step.name: index for index, step in enumerate(graph.steps)}
     features = {}
     for name in stages:
         reads, writes = _keys(graph, position[name])
-        features[name] = StageFeatures(graph[name], tuple(kept[k] for k in reads), tuple(kept[k] for k in writes), samples.groups)
+        features[name] = StageFeatures(graph[name], tuple(kept[k] for k in reads), tuple(kept[k] for k in writes), samples.groups, device)
     return features
 
 

@@ -16,13 +16,17 @@ from nas.blocks.recipe import recipe_of
 from nas.blocks.reductions.depth import HandOn
 from nas.cut import CutModel, put
 from nas.cut_stage import Chain
-from nas.errors import ContractError, DamagedFile, InputError, did_you_mean
+from nas.errors import ContractError, DamagedFile, InputError, NasError, did_you_mean
+from nas.files import Form, read_json
 from nas.graph import StageGraph
 from nas.layout import PassOn, Restored, Template, plain_attributes
 from nas.space import TEACHER, Choice, Recipe
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 _VERSION = 1
+
+_STAGE: Form = {"recipe": dict, "modules?": [str], "results?": [dict], "calls?": [dict]}
+_FORM: Form = {"format": str, "version": int, "sha256": str, "stages": {str: _STAGE}}
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,7 +59,13 @@ def load_model(folder: Path | str, model: Model, recipes: Sequence[Recipe] = ())
     for name, stage in architecture["stages"].items():
         if "modules" not in stage:
             raise InputError(f"model folder '{folder}' was saved from a graph of steps; load it with load_graph and that graph")
-        for path, module in _places(model, name, stage, recipes).items():
+        try:
+            places = _places(model, name, stage, recipes)
+        except NasError:
+            raise
+        except Exception as error:  # a recipe builds whatever its options say: wrong ones fail anywhere in it
+            raise DamagedFile(f"model folder '{folder}': stage '{name}' cannot be rebuilt: {type(error).__name__}: {error}") from error
+        for path, module in places.items():
             put(model, path, module)
     _fill(model, weights, folder)
     return model.eval()
@@ -132,6 +142,8 @@ def _places(model: nn.Module, name: str, stage: Mapping[str, Any], recipes: Sequ
             raise InputError(f"stage '{name}': the given model has no module '{path}'{did_you_mean(path, known)}; give a fresh model of the teacher's class")
     results = [Template.from_json(content) for content in stage["results"]]
     calls = [Template.from_json(content) for content in stage["calls"]]
+    if not paths or len(results) != len(paths):
+        raise DamagedFile(f"stage '{name}' has {len(paths)} modules and {len(results)} results; export the model again")
     teacher = Chain([known[path] for path in paths], calls, results) if calls else known[paths[0]]
     block = _recipe(stage["recipe"], recipes).build(teacher)
     first = Restored(block, results[0], plain_attributes(known[paths[0]]))
@@ -158,12 +170,12 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], folder: Path | str) -
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        architecture: dict[str, Any] = json.loads((folder / ARCHITECTURE).read_bytes())
+        architecture: dict[str, Any] = read_json(folder / ARCHITECTURE, _FORM)
         content = (folder / WEIGHTS).read_bytes()
-        if not isinstance(architecture, dict) or architecture.get("format") != "stage-nas model" or architecture.get("version") != _VERSION:
+        if architecture["format"] != "stage-nas model" or architecture["version"] != _VERSION:
             raise ValueError(f"{ARCHITECTURE} is not that of a model of this version")
         if hashlib.sha256(content).hexdigest() != architecture["sha256"]:
             raise ValueError(f"{WEIGHTS} has another hash than {ARCHITECTURE} says")
         return architecture, dict(load_tensors(content))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, DamagedFile, SafetensorError) as error:
         raise DamagedFile(f"model folder '{folder}' cannot be read: {error}; export the model again") from error

@@ -16,6 +16,7 @@ from nas.cut import CutModel
 from nas.data import Samples
 from nas.errors import ContractError, InputError
 from nas.evaluators.cache import EvaluationCache
+from nas.evaluators.numerics import FP32, Numerics
 from nas.fingerprint import code_identity
 from nas.graph import StageGraph, call_step
 from nas.problem import Floats
@@ -52,6 +53,10 @@ def _name(divergence: Divergence) -> str:
     return str(getattr(divergence, "__name__", divergence))
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
 def clustered_stderr(values: Floats, groups: np.ndarray) -> float:
     """Standard error of the mean of `values` `(n,)` whose errors are correlated inside a group; 0 for a single group."""
     _, owner = np.unique(groups, return_inverse=True)
@@ -67,6 +72,7 @@ class Settings:
     chunk: int = 32
     min_chunks: int = 2
     reuse_mb: int = 1024
+    numerics: Numerics = FP32
 
 
 class _Trace:
@@ -158,6 +164,11 @@ class DivergenceEvaluator:
         name = code_identity(divergence)
         dtype = str(next(iter(samples.inputs.values())).device.type)
         self._identity = [identity, samples.fingerprint, name, dtype, self._settings.chunk, _VERSION, torch.__version__]
+        if not self._settings.numerics.plain:
+            self._identity.append(str(self._settings.numerics))
+        self._device = dtype
+        self._called: dict[int, nn.Module] = {}  # what is called in place of a module, by its id
+        self._parts = 1  # micro-batches of a chunk
         self._chunks = list(samples.chunks(self._settings.chunk))
         self._groups = samples.groups.numpy()
         self._traces: dict[int, _Trace | _WholePass] = {}
@@ -178,7 +189,19 @@ class DivergenceEvaluator:
         modules = [step.module for step in self._graph.steps]
         for position, blocks, k in zip(self._position, self._blocks, candidate, strict=True):
             modules[position] = blocks[k]
-        return modules
+        return modules if self._settings.numerics.plain else [self._as_called(module) for module in modules]
+
+    def _as_called(self, module: nn.Module) -> nn.Module:
+        if id(module) not in self._called:
+            self._called[id(module)] = self._settings.numerics.module(module)
+        return self._called[id(module)]
+
+    def numeric_error(self) -> float:
+        """Mean squared error of the teacher's output under these numerics against fp32, as a share of its variance, on the first chunk."""
+        teacher, inputs = (0,) * len(self._blocks), self._chunks[0].inputs
+        with torch.no_grad():
+            exact: Tensor = self._graph.run(inputs)
+        return float((self._run(0, teacher).float() - exact).square().mean() / exact.float().var())
 
     def outputs(self, candidate: Candidate) -> Tensor:
         """The candidate's output on all samples, `(n, ...)`."""
@@ -195,17 +218,28 @@ class DivergenceEvaluator:
         values = [self._cache.get(key) if self._cache else np.empty(0) for key in keys]
         known = [len(v) for v in values]
         used = [self._decided(v, eps) for v in values]
+        failed: dict[int, str] = {}
         order = sorted(range(len(candidates)), key=lambda i: candidates[i])
         for number in range(len(self._chunks)):
             for i in order:
-                if used[i] is None and len(values[i]) == number * self._settings.chunk:
+                if used[i] is not None or len(values[i]) != number * self._settings.chunk:
+                    continue
+                try:
                     values[i] = np.concatenate([values[i], self._measure_chunk(number, candidates[i])])
                     used[i] = self._verdict(values[i], eps)
+                except MemoryError as error:
+                    failed[i], used[i] = str(error), len(values[i])
         for key, value, had in zip(keys, values, known, strict=True):
-            if self._cache is not None and len(value) > had and np.isfinite(value).all():
+            # in micro-batches values round otherwise, and are not those of the cache's key
+            if self._cache is not None and len(value) > had and np.isfinite(value).all() and self._parts == 1:
                 self._cache.put(key, value)
         seconds = (time.monotonic() - started) / max(1, sum(len(v) > had for v, had in zip(values, known, strict=True)))
-        return [self._measurement(v[: n or len(v)], 0.0 if len(v) == had else seconds, len(v) == had) for v, n, had in zip(values, used, known, strict=True)]
+        return [
+            Measurement(None, n_samples=len(v), reason=failed[i])
+            if i in failed
+            else self._measurement(v[: n or len(v)], 0.0 if len(v) == had else seconds, len(v) == had)
+            for i, (v, n, had) in enumerate(zip(values, used, known, strict=True))
+        ]
 
     def known(self, candidate: Candidate, eps: Sequence[float] = ()) -> Measurement | None:
         """The measurement as the cache holds it; None if samples are left to run."""
@@ -258,9 +292,34 @@ class DivergenceEvaluator:
         return values.double().cpu().numpy()
 
     def _run(self, number: int, candidate: Candidate) -> Tensor:
-        trace = self._traces.pop(number, None) or _trace(self._graph, self._chunks[number].inputs)
-        with torch.no_grad():
-            output: Tensor = trace.run(self.modules(candidate))
+        """The candidate's output on a chunk; micro-batches of half the size from the first time that memory does not suffice.
+
+        Raises:
+            MemoryError: it does not suffice for half a chunk either.
+        """
+        try:
+            return self._passed(number, candidate)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        self._traces.clear()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+        size = self._settings.chunk // 2
+        if self._parts == 1 and size:
+            self._parts = 2
+            return self._run(number, candidate)
+        raise MemoryError(f"out of memory with {size or 1} samples at a time ({reason}); give a smaller chunk")
+
+    def _passed(self, number: int, candidate: Candidate) -> Tensor:
+        modules, numerics = self.modules(candidate), self._settings.numerics
+        with torch.no_grad(), numerics.context(self._device):
+            if self._parts > 1:
+                halves = self._chunks[number].chunks(max(1, self._settings.chunk // self._parts))
+                return torch.cat([_trace(self._graph, half.inputs).run(modules) for half in halves])
+            trace = self._traces.pop(number, None) or _trace(self._graph, self._chunks[number].inputs)
+            output: Tensor = trace.run(modules)
         self._traces[number] = trace  # most recently used last
         while len(self._traces) > 1 and sum(t.nbytes for t in self._traces.values()) > self._settings.reuse_mb << 20:
             del self._traces[next(iter(self._traces))]

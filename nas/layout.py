@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # what torch.export and transformers stand on; knows their output classes
 
-from nas.errors import ContractError, InputError
+from nas.errors import ContractError, DamagedFile, InputError
+from nas.files import check_form, parse_json
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
 
@@ -99,9 +101,34 @@ class Template:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Template":
-        """The template that wrote this."""
-        leaves = tuple(Slot(leaf["slot"]) if "slot" in leaf else leaf["constant"] for leaf in content["leaves"])
-        return cls(pytree.treespec_loads(content["spec"]), leaves)
+        """The template that wrote this.
+
+        Raises:
+            DamagedFile: it has another form, or would have torch import what the file names.
+        """
+        check_form(content, {"spec": str, "leaves": [dict]}, "a result")
+        _check_structure(content["spec"])
+        try:
+            leaves = tuple(Slot(leaf["slot"]) if "slot" in leaf else leaf["constant"] for leaf in content["leaves"])
+            return cls(pytree.treespec_loads(content["spec"]), leaves)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError, RecursionError) as error:
+            raise DamagedFile(f"a result cannot be rebuilt: {type(error).__name__}: {error}") from error
+
+
+def _check_structure(text: str) -> None:
+    """Raises if torch would import a module to rebuild this structure: it does for default dictionaries and enumerations."""
+    left = [parse_json(text, "the structure of a result")]
+    while left:
+        node = left.pop()
+        if isinstance(node, list):
+            left += node
+        elif isinstance(node, dict):
+            if node.get("type") == "collections.defaultdict" or "__enum__" in node:
+                raise DamagedFile("the structure of a result names code to import; only plain containers and outputs of known classes are read")
+            left += node.values()
+        elif isinstance(node, str):  # a context is JSON in JSON
+            with suppress(DamagedFile):
+                left.append(parse_json(node, "a context"))
 
 
 class _Word(str):

@@ -30,6 +30,7 @@ SPACES: "Registry[Callable[..., Space]]" = Registry(
     {
         "tocsr_unet": "TOC-SR's nine stages of a latent-diffusion U-Net; small teacher included, or --teacher FOLDER (the default)",
         "synthetic": "synthetic:SEED, a formula like measured landscapes, exact optimum known; nothing to compute",
+        "tocsr_table": "26,244 candidates of tocsr_unet, all measured; nothing to compute",
         "nasbench201": "nasbench201:cifar10|cifar100|imagenet, 15,625 measured networks; needs 'stage-nas[bench]'",
         "table": "table:FILE.npz, divergences that `nas tabulate` or you measured before",
     },

@@ -115,7 +115,10 @@ class NetworkSpace:
     @cached_property
     def counted(self) -> CostTable:
         """The cost table, counted once."""
-        return count_costs(self.graph, self.stages, self.uncalibrated(), self.example, self.extra_costs, strict=self.strict_counts)
+        return self._count(self.stages, self.uncalibrated())
+
+    def _count(self, stages: tuple[Stage, ...], blocks: Mapping[tuple[str, str], nn.Module]) -> CostTable:
+        return count_costs(self.graph, stages, blocks, self.example, self.extra_costs, strict=self.strict_counts)
 
     def forecast(self) -> Forecast:
         """What a search will take, from a short probe."""
@@ -205,21 +208,27 @@ class NetworkSpace:
         check_recipes(self.graph, calibrator.missing(self.stages), self.example)
         assembly = Assembly(self, calibrator.run(self.stages, progress, left_out))
         evaluator = assembly.evaluator(self.data.measure)
-        costs = count_costs(self.graph, assembly.stages, assembly.modules, self.example, self.extra_costs, strict=self.strict_counts)
+        whole = assembly.stages == self.stages  # counts do not depend on what the weights are
         return Task(
             SearchSpace(self.name, assembly.stages, index_rules(self.rules, assembly.stages)),
-            costs,
+            self.counted if whole else self._count(assembly.stages, assembly.modules),
             evaluator,
             calibration_errors(assembly.stages, assembly.blocks),
             scale=evaluator.teacher_variance,
             verifier=assembly.verifier,
             heldout_loss=assembly.heldout_loss if self.loss else None,
             export=assembly.export,
-            notes=self.notes,
+            notes=(*self.notes, *self._numerics_note(evaluator)),
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
             flow=self.graph.dag,
             legend=self.legend,
         )
+
+    def _numerics_note(self, evaluator: DivergenceEvaluator) -> tuple[str, ...]:
+        numerics = self.evaluation.numerics
+        if numerics.plain:
+            return ()
+        return (f"measured with {numerics}: the teacher's output differs from fp32 by {evaluator.numeric_error():.1e} of its variance (mean squared)",)
 
     @property
     def example(self) -> dict[str, Tensor]:

@@ -147,6 +147,7 @@ def measure(
     library: options.Library = None,
     data: options.Pictures = None,
     device: options.Device = None,
+    numerics: options.NumericsWords = None,
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -156,7 +157,7 @@ def measure(
     from nas.names import resolve_space
 
     options.set_threads(threads)
-    source = resolve_space(space, **options.space_options(teacher, library, data, device))
+    source = resolve_space(space, **options.space_options(teacher, library, data, device, numerics))
     chosen = [source.space.parse(text) for text in candidate]  # wrong names stop here, before anything is calibrated
     task = source.prepare(Terminal(quiet))
     rows = [_measure_one(task, task.space.encode(source.space.decode(c))) for c in chosen]

@@ -39,6 +39,9 @@ Teacher = Annotated[str | None, typer.Option("--teacher", help="embedded, a diff
 Library = Annotated[str | None, typer.Option("--library", help="Which library of surrogate blocks.")]
 Pictures = Annotated[Path | None, typer.Option("--data", help="Folder of pictures to calibrate and measure on, for a teacher that ships none.")]
 Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
+NumericsWords = Annotated[
+    str | None, typer.Option("--numerics", help="How candidates are computed: fp32, bf16 or fp16, channels_last, compile; separated by commas.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores by default.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that calibrate and measure side by side; threads are divided among them.")]
 TaskTimeout = Annotated[float, typer.Option("--timeout", help="Seconds after which the worker of a block or measurement counts as hung.")]
@@ -50,9 +53,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for every
 Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
 
 
-def space_options(teacher: str | None, library: str | None, data: Path | None, device: str | None) -> dict[str, Any]:
+def space_options(teacher: str | None, library: str | None, data: Path | None, device: str | None, numerics: str | None = None) -> dict[str, Any]:
     """What the user said about the space, without what was left open."""
-    given = {"teacher": teacher, "library": library, "data": str(data) if data else None, "device": device}
+    given = {"teacher": teacher, "library": library, "data": str(data) if data else None, "device": device, "numerics": numerics}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -27,6 +27,7 @@ def plan(
     workers: options.Workers = 1,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    _: options.Config = None,
 ) -> None:
     """Say what a search would take: costs in reach, whether all bounds can hold, blocks to calibrate, time, memory, disk."""
     from nas.job import SearchOptions

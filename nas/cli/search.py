@@ -27,6 +27,7 @@ def search(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run directory.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start afresh; an existing run of that name is moved aside.")] = False,
     device: options.Device = None,
+    numerics: options.NumericsWords = None,
     threads: options.Threads = None,
     workers: options.Workers = 1,
     timeout: options.TaskTimeout = 3600.0,
@@ -60,7 +61,7 @@ def search(
 
     with SearchView(trials, quiet, verbose) as view:
         result = run_search(
-            space, eps, space_options=options.space_options(teacher, library, data, device), workdir=workdir, name=name, new=new, workers=crew,
+            space, eps, space_options=options.space_options(teacher, library, data, device, numerics), workdir=workdir, name=name, new=new, workers=crew,
             progress=Terminal(quiet), on_trial=view.update, optimizer=optimizer, trials=trials, seed=seed, minimize=minimize,
             where=tuple(where or ()), delta=delta, keep_dominated=keep_dominated, log=log or (),
         )  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.data import Samples
+from nas.evaluators.divergence import Settings
+from nas.evaluators.numerics import Numerics
 from nas.graph import StageGraph
 from nas.space import TEACHER, Choice
 from nas.spaces.network import NetworkSpace
@@ -19,11 +21,14 @@ from nas.spaces.tocsr.teacher import EMBEDDED, load_teacher
 from nas.spaces.tocsr.unet import unet_graph
 
 
-def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | None = None, device: str = "cpu") -> NetworkSpace:
+def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | None = None, device: str = "cpu", numerics: str = "fp32") -> NetworkSpace:
     """The space of a teacher: "embedded", a diffusers folder or a hub id (these need a folder of pictures as `data`).
+
+    Candidates are measured with the given `numerics`, such as "bf16,channels_last"; see `Numerics`.
 
     Divergence is L_gen, Eq. (11) of [TOC-SR], on the noise prediction; the task loss is the denoising loss, Eq. (16).
     """
+    evaluation = Settings(numerics=Numerics.parse(numerics))
     found = load_teacher(teacher, data, device)
     unet = found.unet
 
@@ -35,7 +40,10 @@ def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | No
         (folder / "architecture.txt").write_text(architecture_diff(model) + "\n", encoding="utf-8")
 
     graph = unet_graph(unet)
-    return NetworkSpace("tocsr_unet", graph, stages_of(graph, library), found.data, loss=denoising_loss, save=save, notes=found.notes, legend=LEGEND)
+    stages = stages_of(graph, library)
+    return NetworkSpace(
+        "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, evaluation=evaluation, notes=found.notes, legend=LEGEND
+    )
 
 
 def _architecture(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> dict[str, Any]:

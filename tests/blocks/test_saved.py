@@ -18,6 +18,7 @@ from nas.cut import CutModel, cut
 from nas.data import Samples
 from nas.errors import ContractError, DamagedFile, InputError
 from nas.graph import StageGraph
+from nas.layout import Template
 from nas.space import Choice
 from tests.conftest import Narrow, toy_graph
 
@@ -184,3 +185,21 @@ def test_a_graph_of_steps_is_saved_and_loaded_too(tmp_path: Path) -> None:
     assert torch.equal(loaded.run(x), graph.run(x, {"b": block}))
     with pytest.raises(InputError, match="was saved from a graph of steps; load it with load_graph"):
         load_model(tmp_path, made())
+
+
+@pytest.mark.parametrize("disguise", ["plain", "escaped"])
+@pytest.mark.parametrize("way", ["defaultdict", "enumeration"])
+def test_a_structure_that_names_a_module_to_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, disguise: str) -> None:
+    (tmp_path / "evil_module.py").write_text("from pathlib import Path; Path(__file__).with_name('canary').touch()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if way == "defaultdict":
+        context: Any = {"default_factory_module": "evil_module", "default_factory_name": "x", "dict_context": []}
+        node = {"type": "collections.defaultdict", "context": context, "children_spec": []}
+    else:
+        node = {"type": "builtins.dict", "context": json.dumps([{"__enum__": True, "fqn": "evil_module:X", "name": "a"}]), "children_spec": []}
+    text = json.dumps([1, node])
+    if disguise == "escaped":
+        text = text.replace("__enum__", "\\\\u005f_enum__").replace('defaultdict"', '\\u0064efaultdict"')
+    with pytest.raises(DamagedFile, match="names code to import"):
+        Template.from_json({"spec": text, "leaves": []})
+    assert not (tmp_path / "canary").exists()

@@ -19,11 +19,11 @@ from nas.files import write_manifest
 from nas.record import Record, RunDirectory
 
 OPTIONS = {
-    "search": "address config data delta device eps executor json keep-dominated library log minimize name new optimizer quiet"
+    "search": "address config data delta device eps executor json keep-dominated library log minimize name new numerics optimizer quiet"
     " seed space teacher threads timeout trials verbose where workdir workers",
-    "measure": "candidate config data device json library quiet space teacher threads",
+    "measure": "candidate config data device json library numerics quiet space teacher threads",
     "calibrate": "address config data device executor json library quiet space teacher threads timeout workers",
-    "plan": "batch data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
+    "plan": "batch config data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "report": "json run to",
     "dashboard": "host port run",

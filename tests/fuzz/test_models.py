@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from nas.blocks.reductions.depth import Bypass
+from nas.blocks.reductions.low_rank import LowRank
+from nas.blocks.reductions.widths import FeedForward
+from nas.blocks.saved import load_model
 from nas.errors import DamagedFile
 from nas.files import write_manifest
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.unet import check_sizes
+from tests.blocks.test_saved import made, saved
 from tests.fuzz.mutations import damaged_bytes, damaged_values
 from tests.fuzz.test_formats import N, only_our_errors
 from tests.spaces.tocsr.conftest import SCHEDULER, SHALLOW, small_unet
@@ -72,3 +77,18 @@ def test_a_config_that_asks_for_a_network_without_end_is_refused_before_it_is_bu
     for change in ({"layers_per_block": 10**9}, {"block_out_channels": [10**9]}, {"down_block_types": ["DownBlock2D"] * 10_000}, deep):
         with pytest.raises(DamagedFile, match=r"config '.*' must"):
             check_sizes(change)
+
+
+def test_architecture_of_a_model_of_ones_own(tmp_path: Path) -> None:
+    saved(tmp_path, low=FeedForward(0.5), high=Bypass(), head=LowRank(0.5))
+    path = tmp_path / "architecture.json"
+    content = path.read_bytes()
+    load_model(tmp_path, made())
+    for each in damaged_bytes(content, N // 2):
+        path.write_bytes(each)
+        with only_our_errors(each):
+            load_model(tmp_path, made())
+    for value in damaged_values(json.loads(content), N):
+        path.write_text(json.dumps(value))
+        with only_our_errors(value):
+            load_model(tmp_path, made())
