@@ -52,7 +52,7 @@ def test_wheel_and_sdist_hold_the_data_and_stay_small(tmp_path: Path) -> None:
         if source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
-    build = "from setuptools.build_meta import build_sdist, build_wheel; import sys; print(build_sdist(sys.argv[1])); print(build_wheel(sys.argv[1]))"
+    build = "from setuptools.build_meta import build_sdist, build_wheel; import sys; to = sys.argv[1]; build_sdist(to); build_wheel(to)"
     done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=tree, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
