@@ -54,7 +54,7 @@ def read_on(run: Path, stop: Event, reads: Any, failures: Any) -> None:
             reads.value += 1
         except Exception as error:
             failures.put(f"{type(error).__name__}: {error}")
-        time.sleep(0.05)
+        time.sleep(0.25)
 
 
 def soak(optimizer: str, folder: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def parse_json(text: str | bytes, where: str, form: Form = object) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 18:  # beyond 64 bits, and beyond what turns into a float
+    if len(digits) > 20:  # beyond 64 bits; without end, beyond what turns into a float
         raise ValueError(f"the number {digits[:20]}... is too large")
     return int(digits)
 

@@ -118,9 +118,22 @@ def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: fl
     return made
 
 
-def _from_file(path: Path, function: str) -> Any:
+def check_space(text: str) -> None:
+    """Raises unless a space of that name, or the file it is to come from, is there; nothing is imported."""
+    head = text.partition(":")[0]
+    if head.endswith(".py"):
+        _check_file(Path(head))
+    else:
+        SPACES.check(head)
+
+
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"no file '{path}' to take a space from; give path/to/file.py:function")
+
+
+def _from_file(path: Path, function: str) -> Any:
+    _check_file(path)
     spec = importlib.util.spec_from_file_location(f"nas_user_{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         raise InputError(f"'{path}' cannot be imported as Python")

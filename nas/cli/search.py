@@ -54,7 +54,7 @@ def search(
     _check_writable(workdir)
     for logger in log or ():
         LOGGERS.check(logger)
-    _check_optimizer(optimizer)
+    _check_names(space, optimizer)
     crew = Crew(workers, executor, address, timeout, threads)
     options.set_threads(threads if crew.alone else crew.threads_each)
     from nas.cli.results import print_result
@@ -76,10 +76,11 @@ def search(
         raise typer.Exit(3)
 
 
-def _check_optimizer(name: str) -> None:
-    from nas.names import OPTIMIZERS
+def _check_names(space: str, optimizer: str) -> None:
+    from nas.names import OPTIMIZERS, check_space
 
-    OPTIMIZERS.check(name.partition(":")[0])
+    check_space(space)
+    OPTIMIZERS.check(optimizer.partition(":")[0])
 
 
 def _check_writable(workdir: Path) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.errors import DamagedFile, InputError
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-STATES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner), max_leaves=12)
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+LEAVES = st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=False) | st.text()
+STATES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | INTEGERS, inner), max_leaves=12)
 
 
 @given(st.dictionaries(st.text(), STATES))
