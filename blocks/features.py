@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class StageFeatures:
             return value
         return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value.to(self.device)
 
-    @property
+    @cached_property
     def output_variances(self) -> tuple[float, ...]:
         """Variance of each output over samples and elements; calibration errors are relative to it."""
         return tuple(float(value.float().var()) for value in self.writes)
