@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nas.cut import CutModel
 from nas.errors import ContractError, InputError
 from nas.graph import StageGraph, Step, Values, call_step
 from nas.space import Choice, Stage
+from nas.traced import is_measured_whole
 
 Passed = dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]]
 """Step name -> what it reads and what it writes."""
@@ -53,7 +53,7 @@ def check_recipes(graph: StageGraph, choices: Iterable[tuple[Stage, Choice]], in
 
 def passed_on_meta(graph: StageGraph, inputs: Values) -> Passed:
     """What each step reads and writes, without values: traced without weights where the graph's steps say how, else taken from a real pass."""
-    if isinstance(graph, CutModel):
+    if is_measured_whole(graph):
         return {name: (tuple(map(_on_meta, read)), tuple(map(_on_meta, written))) for name, (read, written) in graph.passed(inputs).items()}
     passed: Passed = {}
     values = {name: _on_meta(value) for name, value in inputs.items()}

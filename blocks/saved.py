@@ -21,6 +21,7 @@ from nas.files import Form, read_json
 from nas.graph import StageGraph
 from nas.layout import PassOn, Restored, Template, plain_attributes
 from nas.space import TEACHER, Choice, Recipe
+from nas.traced import TracedModel
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 _VERSION = 1
@@ -33,6 +34,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def save_model(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
     """Writes the teacher with the chosen blocks at their stages."""
+    if isinstance(graph, TracedModel):
+        graph = graph.whole
     blocks = {stage: block for stage, (_, block) in chosen.items()}
     weights = _cut_weights(graph, blocks) if isinstance(graph, CutModel) else _graph_weights(graph, blocks)
     content = save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})

@@ -1,9 +1,10 @@
 """A CNN on scikit-learn's digits, cut by module names: KL divergence of the logits, checked by accuracy on images nothing else has seen.
 
     python examples/01_cnn.py
-    nas search --space examples/01_cnn.py:make_space --eps 0.1
+    nas search --space examples/01_cnn.py:make_space --eps 0.03
 
-OUTCOME
+Measured on 2026-11-22 at eps 0.1: 5.1 times fewer parameters, accuracy 96.0 % (teacher 98.0 %) on 397 images of its own; 28 seconds of one core,
+teacher's training and calibration included. That is 2 % lost, so eps is 0.03 here, which is not measured yet.
 """
 
 import functools
@@ -82,7 +83,7 @@ def make_space() -> NetworkSpace:
 
 
 def main() -> dict[str, float]:
-    result = nas.search(make_space(), 0.1, trials=25).to_json()
+    result = nas.search(make_space(), 0.03, trials=25).to_json()
     winner = result["winners"][0]
     small = load_model(winner["path"], make_cnn())
     return {

@@ -28,21 +28,23 @@ class ModelCall:
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """The output that counts, `(n, ...)`."""
-        result = self._select(self._run(model, inputs))
+        result = self.select(self.run(model, inputs))
         n = len(next(iter(inputs.values())))
         if not isinstance(result, Tensor) or result.shape[:1] != (n,):
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise InputError(f"the model's output must be a tensor with a row for each of the {n} samples, got {got}; choose another one with output=")
         return result
 
-    def _run(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    def run(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """All that the model returns."""
         if self.inputs is not None:
             return self.inputs(model, inputs)
         known = inspect.signature(model.forward).parameters
         by_keyword = any(p.kind is p.VAR_KEYWORD for p in known.values()) or all(name in known for name in inputs)
         return model(**inputs, **self.constants) if by_keyword else model(*inputs.values(), **self.constants)
 
-    def _select(self, result: Any) -> Any:
+    def select(self, result: Any) -> Any:
+        """The part of it that counts."""
         if callable(self.output):
             return self.output(result)
         if self.output is None:

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from nas.blocks.calibration import CalibrationSettings
 from nas.blocks.offer import Offer, offer
-from nas.cut import Stages, cut
+from nas.cut import CutModel, Stages, cut
 from nas.data import Splits
 from nas.evaluators.costs import Measure
 from nas.evaluators.divergence import Divergence, Settings, mean_squared_error
+from nas.graph import StageGraph
 from nas.model_call import ModelCall
 from nas.spaces.network import Loss, NetworkSpace
 from nas.spaces.rules import NamedRule
+from nas.traced import NotTraceable, trace
 
 
 def model_space(
@@ -29,6 +31,7 @@ def model_space(
     call: Callable[[nn.Module, Mapping[str, Tensor]], Any] | None = None,
     constants: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
+    reuse: bool = True,
     rules: Sequence[NamedRule] = (),
     costs: Mapping[str, Measure] | None = None,
     calibration: CalibrationSettings | None = None,
@@ -49,6 +52,8 @@ def model_space(
         call: `(model, inputs) -> output`, for signatures that take more than tensors by name or position.
         constants: further keyword arguments of the model.
         loss: the task's own loss `(output, samples) -> float`, reported on held-out samples.
+        reuse: whether to look for the data flow between stages by torch.fx, so that candidates share what they agree on; where that
+            fails, whole passes are run, and a note says why.
         rules: what is allowed, on `{stage: choice name}`; `nas.spaces.rules.Forbid` forbids a combination.
         costs: further additive costs, name -> number of a module; `--minimize` and `--where` take them.
         calibration: how blocks are fitted.
@@ -60,9 +65,19 @@ def model_space(
         DoesNotFit: a recipe named for a stage cannot be applied to it.
         ContractError: a recipe makes a block that writes something else than the teacher's.
     """
-    graph = cut(model, stages, data.fit, ModelCall(call, constants or {}, output))
+    graph, why = _graph(cut(model, stages, data.fit, ModelCall(call, constants or {}, output)), data, reuse)
     found, notes = offer(graph, recipes, {key: value[:1] for key, value in data.fit.inputs.items()})
     return NetworkSpace(
         name, graph, found, data, divergence, loss, calibration=calibration or CalibrationSettings(), evaluation=evaluation or Settings(),
-        home=home, notes=notes, rules=tuple(rules), extra_costs=costs or {}, strict_counts=False,
+        home=home, notes=(*why, *notes), rules=tuple(rules), extra_costs=costs or {}, strict_counts=False,
     )  # fmt: skip
+
+
+def _graph(whole: CutModel, data: Splits, reuse: bool) -> tuple[StageGraph, tuple[str, ...]]:
+    """The model with its data flow if that can be found, and a note if not."""
+    if not reuse:
+        return whole, ()
+    try:
+        return trace(whole, data.fit), ()
+    except NotTraceable as reason:
+        return whole, (f"candidates are measured by whole passes of the model, which cannot be traced: {reason}",)
