@@ -159,7 +159,7 @@ class _WithoutStages:
             for stage in self.stages.values():
                 for path in stage.paths:
                     before.append((path, self.model.get_submodule(path)))
-                    put(self.model, path, _Answer(stage.results[path], n))
+                    put(self.model, path, _Answer(path, before[-1][1], stage.results[path], n))
             return self.call(self.model, dict(zip(self.names, inputs, strict=True)))
         finally:
             for path, module in reversed(before):
@@ -167,16 +167,27 @@ class _WithoutStages:
 
 
 class _Answer(nn.Module):
-    """Returns what a module returned on the example, for `n` samples."""
+    """Returns what a module returned on the example, for `n` samples.
 
-    def __init__(self, result: Any, n: int) -> None:
+    Raises:
+        InputError: the model reads something of the module itself, which no surrogate block would have.
+    """
+
+    def __init__(self, path: str, module: nn.Module, result: Any, n: int) -> None:
         super().__init__()
+        self._path = path
+        self._public = frozenset(name for name in (*module._modules, *module._parameters, *module._buffers, *vars(module)) if not name.startswith("_"))
         self._template = Template.of_result(result)
         self._tensors = [value[:1].expand(n, *value.shape[1:]) if value.ndim else value for value in tensors_of(result)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         del args, kwargs
         return self._template.fill(self._tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_public", ()):
+            raise InputError(f"module '{self._path}' cannot be a stage: the model itself reads its '{name}'; leave it out, or name modules inside it")
+        return super().__getattr__(name)
 
 
 def cut(model: nn.Module, stages: Stages, samples: Samples, call: ModelCall | None = None) -> CutModel:

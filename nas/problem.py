@@ -47,8 +47,7 @@ class CostTable:
     def of(self, candidate: tuple[int, ...]) -> dict[str, float]:
         """Every metric of one candidate."""
         return {
-            metric: float(self.fixed.get(metric, 0.0)) + sum(float(table[s, k]) for s, k in enumerate(candidate))
-            for metric, table in self.by_choice.items()
+            metric: float(self.fixed.get(metric, 0.0)) + sum(float(table[s, k]) for s, k in enumerate(candidate)) for metric, table in self.by_choice.items()
         }
 
     def reach(self, metric: str) -> tuple[float, float]:

@@ -27,4 +27,3 @@ class Quiet:
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         del what
         yield from items
-

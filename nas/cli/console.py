@@ -76,7 +76,6 @@ class Terminal:
         with Bars(*columns, console=err) as bars:
             yield from bars.track(items, description=what)
 
-
     def _plain(self, items: Sequence[T], what: str) -> Iterator[T]:
         """The items, with a line at the start and at every quarter."""
         quarters = {len(items) * k // 4 for k in range(4)}

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from nas.cut import cut
 from nas.data import Samples
 from nas.errors import InputError
+from nas.evaluators.costs import count_costs
 from nas.graph import call_step
 from nas.model_call import ModelCall
+from nas.space import Choice, Stage
 
 
 class Block(nn.Module):
@@ -207,3 +209,20 @@ def test_an_output_that_cannot_be_told_is_asked_for(model: Model, output: str | 
 def test_fewer_than_three_samples_are_too_few_to_tell_rows_from_tables(model: Model) -> None:
     with pytest.raises(InputError, match="needs at least 3 samples to run it on, got 2"):
         cut(model, {"a": "blocks.0"}, SAMPLES.rows(slice(0, 2)), CALL)
+
+
+class ReadsItsOwnBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.second(self.first(x))
+        return hidden + self.first.bias
+
+
+def test_a_module_whose_content_the_model_itself_reads_is_refused_when_it_is_counted() -> None:
+    samples = Samples({"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(0))}, torch.arange(8))
+    graph = cut(ReadsItsOwnBlock().eval(), {"first": "first"}, samples)
+    with pytest.raises(InputError, match="'first' cannot be a stage: the model itself reads its 'bias'"):
+        count_costs(graph, (Stage("first", (Choice("teacher"),)),), {}, {"x": samples.inputs["x"][:1]}, strict=False)
