@@ -17,7 +17,7 @@ from typer.main import get_command
 from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.cli.app import app
-from nas.cli.options import _configure
+from nas.cli.options import configure
 from nas.cli.runs import summarize
 from nas.doctor import examine
 from nas.errors import NasError
@@ -156,7 +156,7 @@ def test_configuration_file(tmp_path: Path) -> None:
     path = tmp_path / "nas.toml"
     path.write_text('[search]\ntrials = 2\noptimizer = "random"\neps = [0.5]\nkeep-dominated = true\n')
     command = get_command(app).commands["search"]  # type: ignore[attr-defined]
-    fuzz(path, lambda: _configure(typer.Context(command, info_name="search"), path))
+    fuzz(path, lambda: configure(typer.Context(command, info_name="search"), path))
 
 
 def test_manifest_of_a_folder(tmp_path: Path) -> None:

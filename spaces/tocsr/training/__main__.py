@@ -96,7 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--assets", type=Path, required=True, help="folder to write, such as spaces/tocsr/assets/embedded-v2")
     parser.add_argument("--work", type=Path, default=nas_home() / "training", help="folder for checkpoints")
     parser.add_argument("--steps", type=int, default=UNetSettings().steps)
-    parser.add_argument("--decoder-steps", type=int, default=5000)
+    parser.add_argument("--decoder-steps", type=int, default=12000)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

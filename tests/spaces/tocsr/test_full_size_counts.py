@@ -166,13 +166,15 @@ def test_counting_near_a_size_equals_brute_force() -> None:
 
 
 def test_table_is_counted_once_and_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = dict.fromkeys(counts.METRICS, 1)
+    table = {"scale": "sd15", "library": "wide", "stages": [], "fixed": costs, "teacher": costs, "n_candidates": 1, "reach": {}, "near": {}}
     counted: list[str] = []
-    monkeypatch.setattr(counts, "_count", lambda name: counted.append(name) or {"library": name})
-    assert full_size_table("wide", tmp_path) == full_size_table("wide", tmp_path) == {"library": "wide"}
+    monkeypatch.setattr(counts, "_count", lambda name: counted.append(name) or table)
+    assert full_size_table("wide", tmp_path) == full_size_table("wide", tmp_path) == table
     assert counted == ["wide"]
     (path,) = tmp_path.iterdir()
     path.write_text("not json")
-    assert full_size_table("wide", tmp_path) == {"library": "wide"}
+    assert full_size_table("wide", tmp_path) == table
     assert counted == ["wide", "wide"]
 
 
