@@ -20,7 +20,7 @@ setup-dev: .venv/ready-dev
 	@touch $@
 
 search: setup
-	$(BIN)/nas search --space tocsr_unet --eps 0.005
+	$(BIN)/nas search --space tocsr_unet --eps 0.005 --workers 2
 
 test: setup-dev
 	$(BIN)/ruff check .
