@@ -68,7 +68,8 @@ def main() -> None:
         for case in rounds[0]
     }
     winner = {k: v for k, v in rounds[0]["cold"]["result"]["winners"][0].items() if k != "path"}
-    write_result("main_job", {"eps": options.eps, "workers": options.workers, "cases": table, "teacher": rounds[0]["cold"]["result"]["teacher"], "winner": winner})
+    teacher = rounds[0]["cold"]["result"]["teacher"]
+    write_result("main_job", {"eps": options.eps, "workers": options.workers, "cases": table, "teacher": teacher, "winner": winner})
 
 
 if __name__ == "__main__":
