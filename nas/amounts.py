@@ -9,7 +9,7 @@ METRICS = {
 LEGEND = (
     ("L", "divergence from the teacher: mean squared difference of the outputs, ± its standard error; 0 is the teacher itself"),
     ("eps", "the largest L that is allowed; a candidate is feasible if L <= eps"),
-    ("held-out L", "the same on samples that the search never saw"),
+    ("held-out L", "the same on samples that the search never saw; a winner may exceed eps there by a fifth"),
     ("calibration error", "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own block)"),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )

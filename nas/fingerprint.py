@@ -2,8 +2,13 @@
 
 import hashlib
 import inspect
+import sys
 import types
+from pathlib import Path
 from typing import Any
+
+USER_PREFIX = "nas_user_"
+"""Begins the module names of files that `--space FILE.py:function` loads."""
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _OWN = ("nas.", "torch.", "builtins", "numpy", "diffusers.", "transformers.")
@@ -14,9 +19,9 @@ def code_identity(thing: Any) -> str:
     """The qualified name of a function, class or callable object, and a hash of its code and of the code and constants of its own modules it uses."""
     kind = thing if isinstance(thing, types.FunctionType | type) else type(thing)
     if isinstance(thing, types.FunctionType | type):
-        name = f"{thing.__module__}.{thing.__qualname__}"
+        name = f"{_module(thing)}.{thing.__qualname__}"
     else:
-        name = f"{kind.__module__}.{kind.__qualname__}:{vars(thing) if hasattr(thing, '__dict__') else thing!r}"
+        name = f"{_module(kind)}.{kind.__qualname__}:{vars(thing) if hasattr(thing, '__dict__') else thing!r}"
     if name.startswith(_OWN):
         return name
     parts: dict[str, str] = {}
@@ -24,9 +29,17 @@ def code_identity(thing: Any) -> str:
     return f"{name}#{hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:16]}"
 
 
+def _module(thing: Any) -> str:
+    """The name of the file that holds the code, whether it was imported, run, or loaded by `--space FILE.py`."""
+    name = str(getattr(thing, "__module__", ""))
+    if name == "__main__":
+        return Path(getattr(sys.modules[name], "__file__", None) or name).stem
+    return name.removeprefix(USER_PREFIX)
+
+
 def _collect(thing: Any, parts: dict[str, str]) -> None:
     """Adds the code of a function or class, and of what it refers to, by name."""
-    key = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
+    key = f"{_module(thing)}.{getattr(thing, '__qualname__', '')}"
     if key in parts or key.startswith(_OWN):
         return
     parts[key] = ""
@@ -37,6 +50,8 @@ def _collect(thing: Any, parts: dict[str, str]) -> None:
             _refer(f"{key}:{name}", value, parts)
     elif isinstance(thing, type):
         for name, value in sorted(vars(thing).items()):
+            if name == "__module__":
+                continue
             function = getattr(value, "fget", None) or getattr(value, "__func__", value)
             _refer(f"{key}:{name}", function, parts)
         for base in thing.__bases__:

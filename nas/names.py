@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nas.blocks.catalogue import CATALOGUE
 from nas.errors import InputError
+from nas.fingerprint import USER_PREFIX
 from nas.registry import Registry
 
 if TYPE_CHECKING:
@@ -134,13 +135,13 @@ def _check_file(path: Path) -> None:
 
 def _from_file(path: Path, function: str) -> Any:
     _check_file(path)
-    spec = importlib.util.spec_from_file_location(f"nas_user_{path.stem}", path.resolve())
+    spec = importlib.util.spec_from_file_location(f"{USER_PREFIX}{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         raise InputError(f"'{path}' cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
-        known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        known = [name for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name]
         raise InputError(f"'{path}' has no function '{function}'; it has: {', '.join(known) or 'none'}")
     return getattr(module, function)
