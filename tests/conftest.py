@@ -1,5 +1,6 @@
 """A small trained-like network with a skip, its recipes and data: what the tests of the core run on."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nas.graph import StageGraph, Step
 from nas.space import Choice, Stage
 
 torch.set_num_threads(1)  # tests run side by side; small tensors gain nothing from more
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for the processes that tests start
 
 WIDTH = 8
 
