@@ -67,8 +67,9 @@ def _show(planned: dict[str, Any]) -> None:
     samples = ", ".join(f"{count} to {name}" for name, count in forecast["samples"].items())
     out.print(f"blocks: {forecast['blocks']}, {forecast['missing']} to calibrate; samples: {samples}; {planned['trials']} measurements at most")
     out.print(
-        f"time: calibrate at most {forecast['calibrate_s']:.0f} s, measure {forecast['measure_s']:.2g} s a candidate at most; "
-        f"at most {forecast['total_s']:.0f} s in all with {planned['workers']} worker{'s' * (planned['workers'] > 1)}, proposals apart"
+        f"time at the pace of this probe, if every block takes all its steps: calibrate {forecast['calibrate_s']:.0f} s, "
+        f"measure {forecast['measure_s']:.2g} s a candidate; "
+        f"{forecast['total_s']:.0f} s in all with {planned['workers']} worker{'s' * (planned['workers'] > 1)}, proposals apart"
     )
     weights, features, activation, disk = (amount(forecast[name] * 1e6) + "B" for name in ("weights_mb", "features_mb", "activation_mb", "disk_mb"))
     out.print(f"memory: weights {weights}, features {features}, one forward pass {activation}; disk: {disk} of {amount(planned['disk_free_mb'] * 1e6)}B free")
