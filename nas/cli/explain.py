@@ -82,7 +82,10 @@ def _neighbour_table(neighbours: "Sequence[Neighbour]", objective: str) -> Table
 
 
 def _stage_table(e: "Explanation") -> Table:
-    title = "what stages trade: saved per 0.001 of L by the best cheaper swap; saved by a new block of half the cost, or of half the stage's L"
+    title = (
+        "what stages trade: saved per 0.001 of L by the best cheaper swap; saved by a new block of half the cost, or of half the stage's part of L\n"
+        "(part of L: what L falls by with the teacher's block back; -: it is the teacher's)"
+    )
     columns = ("stage", "block", "next cheaper", "saves per 0.001 L", "part of L", "half cost saves", "half L saves")
     table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     prices = {price.stage: price for price in e.prices}
