@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nas.errors import DamagedFile, InputError
-from nas.files import Form, read_json
+from nas.files import Form, move_aside, read_json
 
 _MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is about 1 kB
 _VERSION = 1
@@ -149,11 +150,9 @@ class BlockStore:
         self.put(key, BlockRecord(**{name: found[name] for name in BlockRecord.__dataclass_fields__}), load_tensors(content))
 
     def drop(self, key: str) -> None:
-        """Moves a damaged block aside (suffix `.damaged`), so that it is calibrated again and nothing is destroyed."""
-        folder = self.folder(key)
-        aside = folder.with_name(folder.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        """Moves a damaged block aside, so that it is calibrated again and nothing is destroyed."""
+        with suppress(FileNotFoundError):  # another process did
+            move_aside(self.folder(key))
 
     def folder(self, key: str) -> Path:
         """Where a block is kept, or would be."""

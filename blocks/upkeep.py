@@ -46,7 +46,7 @@ def damage(store: BlockStore, key: str) -> str | None:
 def leftovers(store: BlockStore) -> list[Path]:
     """Folders that are no blocks: moved aside as damaged, or drafts of processes that were killed."""
     old = time.time() - _DRAFT_S
-    found = [path for path in store.root.glob("??/*.damaged") if path.is_dir()]
+    found = [path for path in store.root.glob("??/*.damaged-*") if path.is_dir()]
     found += [path for path in store.root.glob("??/.draft-*") if path.is_dir() and path.stat().st_mtime < old]
     return sorted(found)
 

@@ -1,15 +1,14 @@
 """What is wrong with a run directory, file by file, and its repair: damaged files are moved aside, never removed."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nas.errors import DamagedFile, InputError, NasError
-from nas.files import MANIFEST, check_form, damage, inside, read_json, write_whole
+from nas.errors import DamagedFile, NasError
+from nas.files import MANIFEST, check_form, damage, inside, move_aside, read_json, write_whole
 from nas.record import Record, RunDirectory, to_toml
 from nas.trial import Trial
 
@@ -96,7 +95,7 @@ def _rebuild(run: RunDirectory, trials: list[Trial]) -> Path:
             record.add(replace(trial, number=number))
         for name, value in facts.items():
             record.set_fact(name, value)
-    aside = _aside(run.path / "study.db")
+    aside = move_aside(run.path / "study.db")
     for ending in ("-wal", "-shm"):
         with suppress(FileNotFoundError):
             (run.path / f"study.db{ending}").rename(aside.with_name(aside.name + ending))
@@ -123,7 +122,7 @@ def _config(run: RunDirectory, kept: Any, *, repair: bool) -> Finding:
             return Finding("run.toml", "damaged", f"{error}; {way_out}")
         check_form(kept, {str: dict}, "the record's copy of run.toml")
         with suppress(FileNotFoundError):
-            _aside(run.path / "run.toml")
+            move_aside(run.path / "run.toml")
         write_whole(run.path / "run.toml", to_toml(kept).encode())
         return Finding("run.toml", "repaired", "written again from the record's copy")
     if kept is not None and kept != config:
@@ -143,7 +142,7 @@ def _winner(folder: Path, *, repair: bool) -> Finding:
     if not wrong:
         return Finding(folder.name, "ok", f"{len(read_json(folder / MANIFEST)['files'])} files, hashes agree")
     if repair:
-        return Finding(folder.name, "repaired", f"{wrong[0]}; moved to {_aside(folder).name}, the same `nas search` saves it again")
+        return Finding(folder.name, "repaired", f"{wrong[0]}; moved to {move_aside(folder).name}, the same `nas search` saves it again")
     return Finding(folder.name, "damaged", "; ".join(wrong))
 
 
@@ -169,11 +168,3 @@ def _blocks(keys: dict[str, str], root: Path, *, repair: bool) -> Iterator[Findi
         yield Finding("blocks", "ok", f"{counts['ok']} blocks, hashes agree")
     if counts["absent"]:
         yield Finding("blocks", "absent", f"{counts['absent']} blocks are not in this machine's store; they are calibrated when needed")
-
-
-def _aside(path: Path) -> Path:
-    """Moves a file or folder beside itself under a name of its own; returns the new place."""
-    target = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-    if target.exists():
-        raise InputError(f"'{target}' exists already; move it away")
-    return path.rename(target)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -186,3 +187,15 @@ def damage(folder: Path) -> list[str]:
         elif sha256_of(path) != entry["sha256"]:
             found.append(f"{path} is damaged (its hash differs from the manifest's)")
     return found
+
+
+def move_aside(path: Path) -> Path:
+    """Moves a damaged file or folder beside itself under a name of its own, so that nothing is destroyed; returns the new place.
+
+    Raises:
+        InputError: that name is taken.
+    """
+    target = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    if target.exists():
+        raise InputError(f"'{target}' exists already; move it away")
+    return path.rename(target)

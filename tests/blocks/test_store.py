@@ -72,7 +72,7 @@ def test_drop_moves_the_block_aside_and_destroys_nothing(store: BlockStore) -> N
     store.drop(KEY)
     assert KEY not in store
     assert list(store.keys()) == []
-    assert len(list(store.root.glob("??/*.damaged/block.safetensors"))) == 1
+    assert len(list(store.root.glob("??/*.damaged-*/block.safetensors"))) == 1
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:

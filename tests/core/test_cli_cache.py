@@ -56,7 +56,7 @@ def test_verify_finds_what_is_damaged_and_prune_removes_only_that(store: BlockSt
     (damaged / "block.safetensors").write_bytes(b"x")
     with sqlite3.connect(home / "evaluations.db") as db:
         db.execute("INSERT INTO evaluations VALUES ('bad', ?)", (np.array([np.nan]).tobytes(),))
-    shutil.copytree(store.folder(block_key(number=0)), store.folder(block_key(number=0)).with_suffix(".damaged"))
+    shutil.copytree(store.folder(block_key(number=0)), store.folder(block_key(number=0)).with_suffix(".damaged-20260101-000000-1"))
     found = said("verify", code=2)
     assert list(found["damaged_blocks"]) == [damaged.name]
     assert found["damaged_evaluations"] == ["bad"]
