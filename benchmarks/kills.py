@@ -1,10 +1,11 @@
 """Does a search, and a calibration, that is killed with SIGKILL 20 times end like one that was never disturbed?
 
-    python benchmarks/kills.py [--optimizers eps_gp,random] [--kills 20] --to benchmarks/results/kills-DATE.json
+    python benchmarks/kills.py [--rows searches,workers,calibration] [--optimizers eps_gp,random] [--kills 20] --to benchmarks/results/kills-DATE.json
 
 Every search runs in a process of its own, forked from this one after the imports, and is killed at a random moment: some while it starts, most
-between two results. Counted are acknowledged results that the record does not hold afterwards, blocks calibrated twice, files under a final
-name that their manifest does not vouch for, and differences from the undisturbed run in the list of trials, the winners and the blocks' weights.
+between two results. One search has two worker processes of its own, which lose their driver. Counted are acknowledged results that the record
+does not hold afterwards, blocks calibrated twice, files under a final name that their manifest does not vouch for, and differences from the
+undisturbed run in the list of trials, the winners and the blocks' weights.
 """
 
 import argparse
@@ -73,6 +74,11 @@ def network(home: Path) -> NetworkSpace:
     return NetworkSpace("kills", StageGraph(("h",), steps, "h"), stages, Splits(*sets), home=home, calibration=CalibrationSettings(max_steps=50))
 
 
+def make_space() -> NetworkSpace:
+    """The network, for a search that names it and workers that make it themselves."""
+    return network(Path(os.environ["NAS_HOME"]))
+
+
 @contextmanager
 def child(work: Callable[[Callable[[], None]], None]) -> Iterator[tuple[int, int]]:
     """A process that does the work and acknowledges each result with a byte; yields its id and the pipe's end."""
@@ -104,14 +110,14 @@ def undisturbed(work: Callable[[Callable[[], None]], None]) -> float:
     return time.monotonic() - started
 
 
-def killed(work: Callable[[Callable[[], None]], None], chance: random.Random, pause_s: float) -> int:
-    """Kills the work at a random moment; returns how many results it had acknowledged (-1: it was done before)."""
+def killed(work: Callable[[Callable[[], None]], None], chance: random.Random, pause_s: float, start_s: float = 0.0) -> int:
+    """Kills the work at a random moment, `start_s` later if before its first result; returns how many results it had acknowledged (-1: it was done before)."""
     with child(work) as (pid, acknowledged):
         wanted = chance.choice([0, 0, 1, 1])
         count = 0
         while count < wanted and os.read(acknowledged, 1):
             count += 1
-        time.sleep(chance.uniform(0, pause_s))
+        time.sleep(chance.uniform(0, pause_s if wanted else pause_s + start_s))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         while os.read(acknowledged, 1):
@@ -119,10 +125,11 @@ def killed(work: Callable[[Callable[[], None]], None], chance: random.Random, pa
     return count if os.WIFSIGNALED(status) else -1
 
 
-def run_search(folder: Path, optimizer: str) -> Callable[[Callable[[], None]], None]:
+def run_search(folder: Path, optimizer: str, space: str = SPACE, workers: int = 1) -> Callable[[Callable[[], None]], None]:
     """A search as work."""
 
     def work(acknowledge: Callable[[], None]) -> None:
+        os.environ["NAS_HOME"] = str(folder / "home")
         known = -1
 
         def on_trial(study: Any) -> None:
@@ -133,18 +140,19 @@ def run_search(folder: Path, optimizer: str) -> Callable[[Callable[[], None]], N
                     acknowledge()
             known = n
 
-        search(SPACE, EPS, workdir=folder, name="run", optimizer=optimizer, trials=TRIALS, on_trial=on_trial)
+        search(space, EPS, workdir=folder, name="run", optimizer=optimizer, trials=TRIALS, workers=workers, on_trial=on_trial)
 
     return work
 
 
-def search_row(optimizer: str, kills: int, folder: Path) -> dict[str, Any]:
+def search_row(optimizer: str, kills: int, folder: Path, space: str = SPACE, workers: int = 1) -> dict[str, Any]:
     """What killing one optimizer's search does."""
-    seconds = undisturbed(run_search(folder / "whole", optimizer))
+    work, whole = run_search(folder / "killed", optimizer, space, workers), run_search(folder / "whole", optimizer, space, workers)
+    seconds = undisturbed(whole)
     chance, lost, done, hits = random.Random(optimizer), 0, 0, 0
     while hits < kills:
         before = recorded(folder / "killed")
-        count = killed(run_search(folder / "killed", optimizer), chance, 1.5 * seconds / TRIALS)
+        count = killed(work, chance, 1.5 * seconds / TRIALS / workers**2, start_s=seconds / 2 if workers > 1 else 0.0)
         if count < 0:
             done += 1
             if done > 3:
@@ -152,9 +160,10 @@ def search_row(optimizer: str, kills: int, folder: Path) -> dict[str, Any]:
             continue
         hits += 1
         lost += max(0, before + count - recorded(folder / "killed"))
-    undisturbed(run_search(folder / "killed", optimizer))
+    undisturbed(work)
     same = contents(folder / "killed") == contents(folder / "whole")
-    return {"what": f"search, {optimizer}", "kills": hits, "acknowledged_lost": lost, "identical_end": same, "seconds_undisturbed": round(seconds, 2)}
+    what = f"search, {optimizer}" + (f", {workers} workers" if workers > 1 else "")
+    return {"what": what, "kills": hits, "acknowledged_lost": lost, "identical_end": same, "seconds_undisturbed": round(seconds, 2)}
 
 
 def recorded(folder: Path) -> int:
@@ -235,18 +244,26 @@ def damaged(home: Path) -> int:
 def main() -> None:
     """Prints a row a search and one for the calibration, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="searches,workers,calibration")
     parser.add_argument("--optimizers", default=",".join(name for name in OPTIMIZERS.names() if name != "optuna"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--to", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(row, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        for optimizer in asked.optimizers.split(","):
-            rows.append(search_row(optimizer, asked.kills, Path(folder) / optimizer.replace(":", "-")))
-            print(rows[-1], flush=True)
-        rows.append(calibration_row(asked.kills, Path(folder) / "calibration"))
-        print(rows[-1], flush=True)
+        if "searches" in asked.rows:
+            for optimizer in asked.optimizers.split(","):
+                add(search_row(optimizer, asked.kills, Path(folder) / optimizer.replace(":", "-")))
+        if "workers" in asked.rows:
+            add(search_row("eps_gp", asked.kills, Path(folder) / "workers", f"{Path(__file__).resolve()}:make_space", 2))
+        if "calibration" in asked.rows:
+            add(calibration_row(asked.kills, Path(folder) / "calibration"))
     if asked.to:
         versions = {package: version(package) for package in ("stage-nas", "torch", "optuna", "numpy")}
         asked.to.write_text(json.dumps({"command": "python benchmarks/kills.py", "versions": versions, "rows": rows}, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Measured values that outlive a run: per-sample divergences by content key, in one SQLite file shared by all processes."""
 
+import hashlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -27,43 +28,47 @@ class EvaluationCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("CREATE TABLE IF NOT EXISTS evaluations (key TEXT PRIMARY KEY, samples BLOB NOT NULL) WITHOUT ROWID")
+            self._db.execute("CREATE TABLE IF NOT EXISTS divergences (key TEXT PRIMARY KEY, samples BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID")
 
     def get(self, key: str) -> Floats:
-        """The values known so far, possibly none."""
+        """The values known so far, possibly none; values that are not what was put are forgotten."""
         with self._told():
-            row = self._db.execute("SELECT samples FROM evaluations WHERE key = ?", (key,)).fetchone()
-        return np.frombuffer(row[0], dtype="<f8") if row and _is_sound(row[0]) else np.empty(0)
+            row = self._db.execute("SELECT samples, digest FROM divergences WHERE key = ?", (key,)).fetchone()
+        if row and _digest(key, row[0]) != row[1]:
+            self.drop([key])
+            row = None
+        return np.frombuffer(row[0], dtype="<f8") if row else np.empty(0)
 
     def put(self, key: str, samples: Floats) -> None:
         """Stores the values unless at least as many are known."""
+        content = samples.astype("<f8").tobytes()
         with self._told():
             self._db.execute(
-                "INSERT INTO evaluations VALUES (?, ?) "
-                "ON CONFLICT (key) DO UPDATE SET samples = excluded.samples WHERE length(excluded.samples) > length(samples)",
-                (key, samples.astype("<f8").tobytes()),
+                "INSERT INTO divergences VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
+                "SET samples = excluded.samples, digest = excluded.digest WHERE length(excluded.samples) > length(samples)",
+                (key, content, _digest(key, content)),
             )
 
     def size(self) -> tuple[int, int]:
         """How many candidates it knows, and values in all."""
         with self._told():
-            count, nbytes = self._db.execute("SELECT count(*), coalesce(sum(length(samples)), 0) FROM evaluations").fetchone()
+            count, nbytes = self._db.execute("SELECT count(*), coalesce(sum(length(samples)), 0) FROM divergences").fetchone()
         return int(count), int(nbytes) // 8
 
     def damaged(self) -> list[str]:
-        """Keys whose values cannot be divergences: not finite, negative or cut short."""
+        """Keys whose values are not what was put."""
         with self._told():
             report = self._db.execute("PRAGMA integrity_check").fetchone()[0]
             if report != "ok":
                 raise sqlite3.DatabaseError(report)
-            return [key for key, samples in self._db.execute("SELECT key, samples FROM evaluations") if not _is_sound(samples)]
+            return [key for key, *row in self._db.execute("SELECT key, samples, digest FROM divergences") if _digest(key, row[0]) != row[1]]
 
     def drop(self, keys: list[str] | None = None) -> int:
         """Forgets the values of these keys, of all by default; how many there were."""
         with self._told():
             if keys is None:
-                return self._db.execute("DELETE FROM evaluations").rowcount
-            return sum(self._db.execute("DELETE FROM evaluations WHERE key = ?", (key,)).rowcount for key in keys)
+                return self._db.execute("DELETE FROM divergences").rowcount
+            return sum(self._db.execute("DELETE FROM divergences WHERE key = ?", (key,)).rowcount for key in keys)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -77,6 +82,5 @@ class EvaluationCache:
             raise DamagedFile(f"the evaluation cache {self.path} is damaged ({error}); remove it: it is filled again as candidates are measured") from error
 
 
-def _is_sound(samples: bytes) -> bool:
-    values = np.frombuffer(samples, dtype="<f8") if len(samples) % 8 == 0 else np.array([-1.0])
-    return bool(len(values) and np.isfinite(values).all() and (values >= 0).all())
+def _digest(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b":" + content).digest()[:16]

@@ -55,7 +55,7 @@ def test_verify_finds_what_is_damaged_and_prune_removes_only_that(store: BlockSt
     damaged = store.folder(block_key(number=1))
     (damaged / "block.safetensors").write_bytes(b"x")
     with sqlite3.connect(home / "evaluations.db") as db:
-        db.execute("INSERT INTO evaluations VALUES ('bad', ?)", (np.array([np.nan]).tobytes(),))
+        db.execute("INSERT INTO divergences VALUES ('bad', ?, ?)", (np.array([1.0]).tobytes(), b"0" * 16))
     shutil.copytree(store.folder(block_key(number=0)), store.folder(block_key(number=0)).with_suffix(".damaged-20260101-000000-1"))
     found = said("verify", code=2)
     assert list(found["damaged_blocks"]) == [damaged.name]
@@ -75,10 +75,17 @@ def test_prune_removes_what_the_options_name(store: BlockStore) -> None:
     assert said("list")["blocks"] == []
 
 
-def test_values_that_cannot_be_divergences_are_measured_again(home: Path) -> None:
+def test_every_flipped_bit_of_a_value_is_found_and_the_value_measured_again(home: Path) -> None:
     cache = EvaluationCache(home / "evaluations.db")
-    cache._db.execute("INSERT INTO evaluations VALUES ('bad', ?)", (b"123",))
-    assert len(cache.get("bad")) == 0
+    for bit in range(128):
+        cache.put("k", np.array([-0.5, 2.0]))
+        changed = bytearray(np.array([-0.5, 2.0]).tobytes())
+        changed[bit // 8] ^= 1 << bit % 8
+        cache._db.execute("UPDATE divergences SET samples = ?", (bytes(changed),))
+        assert cache.damaged() == ["k"]
+        assert len(cache.get("k")) == 0
+    cache.put("k", np.array([-0.5, 2.0]))
+    assert cache.get("k").tolist() == [-0.5, 2.0]
 
 
 def test_a_file_that_is_no_cache_is_named(home: Path) -> None:
