@@ -12,6 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from nas.blocks.diff import Row, diff_text
 from nas.blocks.recipe import recipe_of
 from nas.blocks.reductions.depth import HandOn
 from nas.cut import CutModel, put
@@ -23,7 +24,7 @@ from nas.layout import PassOn, Restored, Template, plain_attributes
 from nas.space import TEACHER, Choice, Recipe
 from nas.traced import TracedModel
 
-WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+WEIGHTS, ARCHITECTURE, DIFF = "model.safetensors", "architecture.json", "architecture.txt"
 _VERSION = 1
 
 _STAGE: Form = {"recipe": dict, "modules?": [str], "results?": [dict], "calls?": [dict]}
@@ -33,7 +34,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def save_model(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
-    """Writes the teacher with the chosen blocks at their stages."""
+    """Writes the teacher with the chosen blocks at their stages, and beside it what differs from the teacher, as JSON and as text."""
     if isinstance(graph, TracedModel):
         graph = graph.whole
     blocks = {stage: block for stage, (_, block) in chosen.items()}
@@ -44,6 +45,7 @@ def save_model(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(content)
     (folder / ARCHITECTURE).write_text(json.dumps(architecture, indent=1), encoding="utf-8")
+    (folder / DIFF).write_text(_diff(graph, chosen) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path | str, model: Model, recipes: Sequence[Recipe] = ()) -> Model:
@@ -122,7 +124,7 @@ def _graph_weights(graph: StageGraph, blocks: Mapping[str, nn.Module]) -> dict[s
 
 def _stage(graph: StageGraph, name: str, choice: Choice, block: nn.Module) -> dict[str, Any]:
     step = graph[name]
-    sizes = [sum(p.numel() for p in module.parameters()) for module in (block, step.module)]
+    sizes = [_size(block), _size(step.module)]
     row: dict[str, Any] = {
         "choice": choice.name, "recipe": choice.recipe.spec if choice.recipe else {"recipe": TEACHER}, "params": sizes[0], "teacher_params": sizes[1],
     }  # fmt: skip
@@ -135,6 +137,21 @@ def _stage(graph: StageGraph, name: str, choice: Choice, block: nn.Module) -> di
     return {
         **row, "modules": list(graph.paths[name]), "results": [result.to_json() for result in results], "calls": [call.to_json() for call in calls],
     }  # fmt: skip
+
+
+def _diff(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> str:
+    rows = []
+    for step in [graph[name] for name in graph.paths] if isinstance(graph, CutModel) else graph.steps:
+        choice, block = chosen.get(step.name, (None, step.module))
+        parts = [graph.model.get_submodule(path) for path in graph.paths[step.name]] if isinstance(graph, CutModel) else [step.module]
+        teacher = " + ".join(type(part).__name__ for part in parts)
+        rows.append(Row(step.name, teacher, choice.name if choice else "=", _size(step.module), _size(block)))
+    whole = _size(graph.model) if isinstance(graph, CutModel) else sum(row.before for row in rows)
+    return diff_text(rows, whole, whole + sum(row.after - row.before for row in rows))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _places(model: nn.Module, name: str, stage: Mapping[str, Any], recipes: Sequence[Recipe]) -> dict[str, nn.Module]:

@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
+from nas.blocks.diff import Row, diff_text
 from nas.errors import DamagedFile, InputError, NasError
 from nas.files import MANIFEST, damage, read_json
 from nas.graph import StageGraph
@@ -210,15 +211,11 @@ def architecture_diff(model: CompactUNet) -> str:
         teacher = CompactUNet.from_config({**model.config, "architecture": None})
     before, after = stages_of(teacher), stages_of(model)
     architecture = model.config.architecture or {}
-    rows = [("stage", "teacher", "here", "params before", "params after", "kept")]
-    for name, stage in before.items():
-        recipe = StageRecipe.of(architecture[name]).name if name in architecture else "="
-        rows.append((name, _units(stage), recipe, *_amounts(_size(stage), _size(after[name]))))
-    rest = _size(teacher) - sum(map(_size, before.values()))
-    rows.append(("fixed", "", "=", *_amounts(rest, rest)))
-    rows.append(("total", "", "", *_amounts(_size(teacher), _size(model))))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(text.ljust(w) if k < 3 else text.rjust(w) for k, (text, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+    rows = [
+        Row(name, _units(stage), StageRecipe.of(architecture[name]).name if name in architecture else "=", _size(stage), _size(after[name]))
+        for name, stage in before.items()
+    ]
+    return diff_text(rows, _size(teacher), _size(model))
 
 
 def _units(stage: Stage) -> str:
@@ -227,7 +224,3 @@ def _units(stage: Stage) -> str:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _amounts(before: int, after: int) -> tuple[str, str, str]:
-    return f"{before:,}", f"{after:,}", f"{100 * after / max(before, 1):.1f} %"

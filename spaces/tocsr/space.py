@@ -41,9 +41,7 @@ def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | No
 
     graph = unet_graph(unet)
     stages = stages_of(graph, library)
-    return NetworkSpace(
-        "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, evaluation=evaluation, notes=found.notes, legend=LEGEND
-    )
+    return NetworkSpace("tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, evaluation=evaluation, notes=found.notes, legend=LEGEND)
 
 
 def _architecture(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> dict[str, Any]:

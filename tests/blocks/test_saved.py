@@ -82,6 +82,14 @@ def test_a_model_comes_back_exact_to_the_bit_on_a_fresh_instance(tmp_path: Path)
     assert architecture["stages"]["head"]["modules"] == ["head.0", "head.1", "head.2"]
 
 
+def test_a_person_can_read_what_differs_from_the_teacher(tmp_path: Path) -> None:
+    saved(tmp_path, low=FeedForward(0.5), high=Bypass())
+    lines = {line.split()[0]: line.split()[1:] for line in (tmp_path / "architecture.txt").read_text().splitlines()}
+    assert lines["high"] == ["Layer", "bypass", "280", "0", "0.0", "%"]
+    assert lines["head"] == ["Linear", "+", "ReLU", "+", "Linear", "=", "99", "99", "100.0", "%"]
+    assert lines["total"] == ["731", "315", "43.1", "%"]
+
+
 def test_the_teacher_itself_comes_back(tmp_path: Path) -> None:
     _, want = saved(tmp_path)
     with torch.no_grad():
