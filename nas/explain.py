@@ -7,7 +7,6 @@ Symbols: `a` the winner, `s`, `t` stages, `L(s)` the divergence of the teacher w
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from nas.errors import InputError
 from nas.findings import Findings, Found
 from nas.problem import Problem
 from nas.report.forecast import Estimate, Forecast
+from nas.report.interactions import Interaction, interactions
 from nas.space import Candidate
 from nas.trial import Trial
 
@@ -82,7 +82,7 @@ class Additivity:
     n_singles_measured: int
     n_singles: int
     rank_correlation: float | None
-    pairs: tuple[tuple[str, str, float, str], ...] = ()
+    pairs: tuple[Interaction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,23 +244,7 @@ def _additivity(problem: Problem, trial: Trial, forecast: Forecast) -> Additivit
     usable = [(total, t.divergence) for total, t in zip(sums, several, strict=True) if math.isfinite(total)]
     rank = float(spearmanr(*zip(*usable, strict=True)).statistic) if len(usable) > 2 else None
     rank = None if rank is None or not math.isfinite(rank) else rank
-    return Additivity(len(usable), measured, len(singles), rank, _pairs(problem, trial.candidate, forecast))
-
-
-def _pairs(problem: Problem, a: Candidate, forecast: Forecast) -> tuple[tuple[str, str, float, str], ...]:
-    """Stage, stage, `L(s, t) - L(s) - L(t)` and where it comes from, strongest first."""
-    replaced = [s for s, k in enumerate(a) if k]
-    pairs = list(combinations(replaced, 2))
-    single = dict(zip(replaced, forecast.of([_with(problem.space.teacher, s, a[s]) for s in replaced]), strict=True))
-    both = forecast.of([_with(_with(problem.space.teacher, s, a[s]), t, a[t]) for s, t in pairs])
-    rows = []
-    for (s, t), joint in zip(pairs, both, strict=True):
-        first, second = single[s], single[t]
-        if joint is not None and first is not None and second is not None:
-            excess = joint.value - first.value - second.value
-            source = "measured" if {joint.source, first.source, second.source} == {"measured"} else "predicted"
-            rows.append((problem.space.stages[s].name, problem.space.stages[t].name, excess, source))
-    return tuple(sorted(rows, key=lambda row: -abs(row[2])))
+    return Additivity(len(usable), measured, len(singles), rank, interactions(problem, trial.candidate, forecast))
 
 
 def _new_blocks(problem: Problem, trial: Trial, forecast: Forecast, other: Sequence[OtherEps]) -> list[NewBlock]:

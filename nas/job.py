@@ -255,6 +255,7 @@ def _write_facts(record: Record, task: Task, problem: Problem, asked: SearchOpti
     record.set_fact("table", {**stage_table(problem), "legend": task.legend})
     record.set_fact("trials_asked", asked.trials)
     record.set_fact("scale", task.scale)
+    record.set_fact("references", {name: dict(design) for name, design in task.references.items()})
     if task.flow is not None:
         edges = [[a, b, list(shared["values"])] for a, b, shared in task.flow.edges(data=True)]
         record.set_fact("flow", {"steps": list(task.flow.nodes), "edges": edges})

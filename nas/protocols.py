@@ -144,7 +144,8 @@ class Task:
     `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative. `verifier` measures on
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
-    between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks.
+    between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks;
+    `references` are designs to compare with, name -> stage -> choice.
     `blocks` are the content keys of its calibrated blocks, by `stage/choice`.
     """
 
@@ -160,6 +161,7 @@ class Task:
     blocks: Mapping[str, str] = field(default_factory=dict)
     flow: "nx.DiGraph[str] | None" = None
     legend: str = ""
+    references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Space(Protocol):

@@ -56,8 +56,8 @@ class NetworkSpace:
         evaluation: how candidates are measured.
         notes: lines that every search on it prints.
         legend: how to read the names of its blocks.
+        references: designs to compare with, name -> stage -> choice; stages that are not named keep the teacher.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
-        notes: lines that every search on it should print.
         rules: what is allowed, on `{stage: choice name}`.
         extra_costs: further additive costs, name -> number of a module.
         strict_counts: whether both counters of multiply-adds must know every operator; see `count_costs`.
@@ -78,6 +78,7 @@ class NetworkSpace:
     extra_costs: Mapping[str, Measure] = field(default_factory=dict)
     strict_counts: bool = True
     legend: str = ""
+    references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
@@ -222,6 +223,7 @@ class NetworkSpace:
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
             flow=self.graph.dag,
             legend=self.legend,
+            references=self.references,
         )
 
     def _numerics_note(self, evaluator: DivergenceEvaluator) -> tuple[str, ...]:

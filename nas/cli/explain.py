@@ -14,6 +14,7 @@ from nas.errors import InputError
 
 if TYPE_CHECKING:
     from nas.explain import Explanation, Neighbour
+    from nas.report.interactions import Cell, HeatMap
 
 SHOWN = 12
 PAIRS = 3
@@ -98,7 +99,25 @@ def _stage_table(e: "Explanation") -> Table:
     return table
 
 
+def _heat_table(heat: "HeatMap") -> Table:
+    title = "interactions: what two swaps add to L beyond the sum of what each adds alone, in % of eps (~ predicted)"
+    table = Table("", *heat.columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    for stage, row in heat.rows:
+        table.add_row(stage, *(_heat_cell(cell) for cell in row))
+    return table
+
+
+def _heat_cell(cell: "Cell | None") -> str:
+    if cell is None:
+        return ""
+    text = f"{'~' if cell.source == 'predicted' else ''}{cell.percent:+.1f}"
+    colour = {3: "bold red", 2: "red", -2: "blue", -3: "bold blue"}.get(cell.heat)
+    return f"[{colour}]{text}[/]" if colour else text
+
+
 def _print_additivity(e: "Explanation") -> None:
+    from nas.report.interactions import heat_map
+
     found = e.additivity
     if found is None:
         return
@@ -107,8 +126,11 @@ def _print_additivity(e: "Explanation") -> None:
             f"additivity: summed single swaps ({found.n_singles_measured} of {found.n_singles} measured, the rest predicted) rank {found.n_trials} measured "
             f"candidates with Spearman's rho = {found.rank_correlation:.2f}"
         )
-    for first, second, excess, source in found.pairs[:PAIRS]:
-        out.print(f"  {first} and {second} together add {excess:+.2g} to the sum of their single effects ({source})", markup=False)
+    for pair in found.pairs[:PAIRS]:
+        out.print(f"  {pair.first} and {pair.second} together add {pair.excess:+.2g} to the sum of their single effects ({pair.source})", markup=False)
+    heat = heat_map(found.pairs, e.eps)
+    if heat is not None:
+        out.print(_heat_table(heat))
     if e.new_blocks:
         best = e.new_blocks[0]
         saves = max(best.half_cost_saves, best.half_error_saves or 0.0)

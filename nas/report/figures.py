@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from nas.amounts import amount
+from nas.errors import NasError
 from nas.findings import Findings
+from nas.problem import Problem
 from nas.report.charts import Axis, Chart, Line, Mark
 from nas.report.forecast import Forecast, references
+from nas.space import Candidate
 from nas.trial import Trial
 
 
@@ -116,7 +120,7 @@ def _winner_marks(findings: Findings) -> list[Mark]:
 def _reference_marks(findings: Findings, forecast: Forecast | None) -> list[Mark]:
     if forecast is None or findings.problem is None:
         return []
-    designs = {**references(findings.problem), **_recorded_references(findings)}
+    designs = {**references(findings.problem), **_named_designs(findings, findings.problem)}
     marks = []
     for (name, candidate), estimate in zip(designs.items(), forecast.of(list(designs.values())), strict=True):
         if estimate is not None and estimate.value > 0:
@@ -126,10 +130,13 @@ def _reference_marks(findings: Findings, forecast: Forecast | None) -> list[Mark
     return marks
 
 
-def _recorded_references(findings: Findings) -> Mapping[str, tuple[int, ...]]:
-    """Designs that the space itself names."""
-    found = findings.facts.get("references") or {}
-    return {name: tuple(candidate) for name, candidate in found.items()}
+def _named_designs(findings: Findings, problem: Problem) -> dict[str, Candidate]:
+    """Designs that the space itself names, those whose blocks were calibrated."""
+    designs = {}
+    for name, choices in (findings.facts.get("references") or {}).items():
+        with suppress(NasError):
+            designs[name] = problem.space.encode(choices)
+    return designs
 
 
 def _staircase(trials: Sequence[Trial], metric: str, x: Axis, y: Axis) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ from nas.amounts import LEGEND
 from nas.findings import Findings, Found
 from nas.report import figures, tables
 from nas.report.forecast import Forecast
+from nas.report.interactions import heat_map, interactions
 from nas.report.stagemap import draw, feeding_all
 
 
@@ -37,15 +38,16 @@ def render(findings: Findings, forecast: Forecast | None = None) -> str:
 def _detail(findings: Findings, winner: Found, forecast: Forecast | None) -> dict[str, Any]:
     """What stands below the charts for one eps."""
     assert winner.trial is not None
-    if findings.problem is None:
-        return {"eps": winner.eps, "feasible": winner.feasible, "map": None, "left_out": (), "stages": [], "near": tables.nearly_won(findings, winner)}
+    problem, candidate, flow = findings.problem, winner.trial.candidate, findings.facts.get("flow")
+    detail = {"eps": winner.eps, "feasible": winner.feasible, "near": tables.nearly_won(findings, winner)}
+    if problem is None:
+        return {**detail, "map": None, "left_out": (), "stages": [], "heat": None}
     return {
-        "eps": winner.eps,
-        "feasible": winner.feasible,
-        "map": draw(findings.problem, winner.trial.candidate, findings.facts.get("flow"), f"eps {winner.eps:g}"),
-        "left_out": feeding_all(findings.problem, findings.facts.get("flow")),
-        "stages": tables.stage_rows(findings.problem, winner.trial, forecast),
-        "near": tables.nearly_won(findings, winner),
+        **detail,
+        "map": draw(problem, candidate, flow, f"eps {winner.eps:g}"),
+        "left_out": feeding_all(problem, flow),
+        "stages": tables.stage_rows(problem, winner.trial, forecast),
+        "heat": heat_map(interactions(problem, candidate, forecast), winner.eps) if forecast else None,
     }
 
 

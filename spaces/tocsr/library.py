@@ -6,7 +6,7 @@ serve SD1.5 and small teachers whose stages have one layer or no attention.
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -66,6 +66,26 @@ def nanosd_graph(graph: StageGraph) -> StageGraph:
 def _without_sampler(stage: DownStage) -> DownStage:
     """The stage on the same units with average pooling for its sampler."""
     return DownStage(stage.layers, nn.AvgPool2d(2, ceil_mode=True), stage.n_skips)
+
+
+def bk_sdm_designs(stages: Sequence[SearchStage]) -> dict[str, dict[str, str]]:
+    """BK-SDM's removals (arXiv 2305.15798) in the choices of these stages, name -> stage -> choice.
+
+    Base leaves one layer out of every stage that has one to spare; Small drops the mid stage too, Tiny the innermost stages and their sampler.
+    """
+    known = {stage.name: [choice.name for choice in stage.choices] for stage in stages}
+
+    def first(stage: str, *names: str) -> dict[str, str]:
+        """The stage with the first of the names that is a choice of it, if any is."""
+        found = [name for name in names if name in known.get(stage, ())]
+        return {stage: found[0]} if found else {}
+
+    base: dict[str, str] = {}
+    for name in known:
+        base |= first(name, *({"d": ("RA", "R"), "u": ("RARA", "RR", "catR")}.get(name[0], ())))
+    small = base | first("mid", "id")
+    tiny = small | first("down2", "RA+plain") | first("down3", "id") | first("up0", "id", "catP+plain")
+    return {"BK-SDM Base": base, "BK-SDM Small": small, "BK-SDM Tiny": tiny}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from nas.graph import StageGraph
 from nas.space import TEACHER, Choice
 from nas.spaces.network import NetworkSpace
 from nas.spaces.tocsr.compact import CompactUNet, architecture_diff
-from nas.spaces.tocsr.library import LIBRARY_VERSION
+from nas.spaces.tocsr.library import LIBRARY_VERSION, bk_sdm_designs
 from nas.spaces.tocsr.library import library as stages_of
 from nas.spaces.tocsr.recipes import LEGEND
 from nas.spaces.tocsr.teacher import EMBEDDED, load_teacher
@@ -41,7 +41,10 @@ def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | No
 
     graph = unet_graph(unet)
     stages = stages_of(graph, library)
-    return NetworkSpace("tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, evaluation=evaluation, notes=found.notes, legend=LEGEND)
+    return NetworkSpace(
+        "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, evaluation=evaluation, notes=found.notes, legend=LEGEND,
+        references=bk_sdm_designs(stages),
+    )  # fmt: skip
 
 
 def _architecture(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> dict[str, Any]:

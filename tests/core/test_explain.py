@@ -13,6 +13,7 @@ from nas.findings import read_run
 from nas.names import resolve_space
 from nas.progress import Quiet
 from nas.report.forecast import Forecast, forecast, references
+from nas.report.interactions import heat_map
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,19 @@ def test_pairs_and_prices_cover_the_replaced_stages(explained: tuple[Explanation
     assert {price.stage for price in explanation.prices} == set(explanation.candidate)
     assert explanation.new_blocks[0].half_cost_saves > 0
     json.dumps(explanation.to_json())
+
+
+def test_the_heat_map_holds_every_pair_once_in_the_order_of_the_stages(explained: tuple[Explanation, Forecast]) -> None:
+    explanation, _ = explained
+    assert explanation.additivity is not None
+    heat = heat_map(explanation.additivity.pairs, explanation.eps)
+    assert heat is not None
+    replaced = [stage for stage, choice in explanation.candidate.items() if choice != "teacher"]
+    assert (*heat.columns, heat.rows[-1][0]) == tuple(replaced)
+    cells = [cell for _, row in heat.rows for cell in row if cell is not None]
+    assert len(cells) == len(explanation.additivity.pairs)
+    strongest = explanation.additivity.pairs[0]
+    assert {cell.heat for cell in cells if abs(cell.percent) == max(abs(c.percent) for c in cells)} == {3 if strongest.excess > 0 else -3}
 
 
 def test_references_offer_the_same_block_everywhere(explained: tuple[Explanation, Forecast]) -> None:

@@ -13,6 +13,7 @@ from nas.evaluators.costs import count_macs, count_params
 from nas.spaces.tocsr import counts
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.counts import count_near, count_params_without_groupnorm, full_size_table, sd15_unet
+from nas.spaces.tocsr.library import bk_sdm_designs, library
 from nas.spaces.tocsr.recipes import StageRecipe
 from nas.spaces.tocsr.unet import example_inputs, unet_graph
 
@@ -182,3 +183,9 @@ def test_stock_network_is_built_without_weights() -> None:
     unet = sd15_unet()
     assert isinstance(unet, UNet2DConditionModel)
     assert all(parameter.is_meta for parameter in unet.parameters())
+
+
+def test_bk_sdm_is_named_as_a_design_to_compare_with(tables: dict[str, dict[str, Any]]) -> None:
+    stages = library(unet_graph(sd15_unet()), "wide")
+    designs = {"BK-SDM Base": BASE, "BK-SDM Small": SMALL, "BK-SDM Tiny": TINY}
+    assert bk_sdm_designs(stages) == {name: {stage: recipe.name for stage, recipe in recipes.items()} for name, recipes in designs.items()}
