@@ -126,6 +126,11 @@ class Trainer:
         self._optimizer = self._accelerator.prepare_optimizer(torch.optim.AdamW(self._parameters, lr=settings.rate, weight_decay=settings.weight_decay))
         self._average = EMAModel(self._parameters, decay=settings.average, foreach=True)
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return bool(self._accelerator.is_main_process)
+
     def run(self, checkpoint: Path, evaluate: Evaluate | None = None, every: int = 100, progress: Progress | None = None) -> list[dict[str, float | None]]:
         """Trains to `settings.steps`, from the checkpoint if there is one; returns the curve.
 
