@@ -1,7 +1,5 @@
 """A network as a search space: a staged teacher, recipes for its stages, and data; made measurable by calibration and counting."""
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,7 +21,7 @@ from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
 from nas.evaluators.latency import Setting, check_latency, measure_latency, read_latency, write_latency
 from nas.evaluators.memory import weight_mb
-from nas.files import write_manifest
+from nas.files import whole_folder
 from nas.graph import StageGraph
 from nas.home import nas_home
 from nas.problem import CostTable, Floats
@@ -279,20 +277,14 @@ class Assembly:
         """Writes the candidate as a model into a folder, which appears only when it is whole."""
         network = self._network
         chosen = {stage.name: (stage.choices[k], self._module(stage, stage.choices[k])) for stage, k in zip(self.stages, candidate, strict=True) if k}
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            if network.save is None:
-                save_model(network.graph, chosen, draft)
-            else:
-                network.save(chosen, draft)
-            write_manifest(draft)
-            if folder.exists():
-                shutil.rmtree(folder)
-            draft.rename(folder)
+            with whole_folder(folder) as draft:
+                if network.save is None:
+                    save_model(network.graph, chosen, draft)
+                else:
+                    network.save(chosen, draft)
         except OSError as error:
             raise InputError(f"cannot write the model to {folder}: {error.strerror}; nothing else is lost") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
     def _module(self, stage: Stage, choice: Choice) -> nn.Module:
         return self._network.graph[stage.name].module if choice.recipe is None else self.modules[stage.name, choice.name]

@@ -122,7 +122,7 @@ def export(
         if candidate is not None:
             _export_candidate(directory, candidate, to, trust)
         else:
-            folder = _winner_folder(directory, eps)
+            folder = winner_folder(directory, eps)
             _check_winner(folder)
             shutil.copytree(folder, to)
     except OSError as error:
@@ -130,7 +130,8 @@ def export(
     out.print(f"saved in {to}", soft_wrap=True)
 
 
-def _winner_folder(directory: RunDirectory, eps: float | None) -> Path:
+def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
+    """The folder of a run's saved winner; which one, when there are several."""
     with directory.record(read_only=True) as record:
         winners = {winner["eps"]: winner["path"] for winner in summarize(directory, record)["winners"] if winner["path"]}
     if not winners:

@@ -1,6 +1,7 @@
 """Samples of a diffusion model: latents at uniform timesteps with their noise, from latents or from a folder of pictures."""
 
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -85,11 +86,11 @@ def load_pictures(files: Sequence[Path], size: int, progress: Progress) -> tuple
     pictures, kept = [], []
     for file in progress.track(files, "pictures"):
         try:
-            upright = _upright(file)
-        except _UNREADABLE as error:
+            whole = upright(file)
+        except UNREADABLE as error:
             progress.note(f"skipped {file}: {error}")
             continue
-        fitted = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(whole, (size, size), Image.Resampling.LANCZOS)
         pictures.append(torch.from_numpy(np.asarray(fitted, dtype=np.float32).transpose(2, 0, 1).copy()) / 127.5 - 1)
         kept.append(file)
     if not pictures:
@@ -97,16 +98,24 @@ def load_pictures(files: Sequence[Path], size: int, progress: Progress) -> tuple
     return torch.stack(pictures), kept
 
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
 """What Pillow raises on a damaged file, besides what it should."""
 
 
-def _upright(file: Path) -> Image.Image:
-    """The picture as 8-bit RGB, turned as its camera was held; transparent parts show their colours."""
-    with warnings.catch_warnings():
+_OPENING = threading.Lock()  # the filters of warnings belong to the whole process
+
+
+def upright(file: Path) -> Image.Image:
+    """The picture as 8-bit RGB, turned as its camera was held; transparent parts show their colours.
+
+    Raises:
+        Exception: one of `UNREADABLE`, for a file that is no picture or a damaged one.
+    """
+    with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits: Pillow would clip them to 8 instead of scaling
-                upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
-            return upright.convert("RGB")
+        opened = Image.open(file)
+    with opened as image:
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode.startswith("I"):  # 16 bits: Pillow would clip them to 8 instead of scaling
+            turned = Image.fromarray((np.asarray(turned, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+        return turned.convert("RGB")

@@ -21,11 +21,15 @@ N_FIT, N_MEASURED = 768, 512  # samples of the embedded teacher's sets
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained U-Net whose forward pass predicts noise, samples to calibrate and measure on, and what a user should know of it."""
+    """A trained U-Net whose forward pass predicts noise, samples to calibrate and measure on, and what a user should know of it.
+
+    `clean` are the latents that the `fit` samples were made from, on the CPU: what fine-tuning trains on.
+    """
 
     name: str
     unet: CompactUNet
     data: Splits
+    clean: Latents
     notes: tuple[str, ...] = ()
 
 
@@ -51,7 +55,9 @@ def load_teacher(name: str = EMBEDDED, data: str | None = None, device: str = "c
     if data is None:
         raise InputError(f"teacher '{name}' brings no samples; give a folder of pictures with --data")
     latents = _encode(folder, Path(data), unet, target, progress or Quiet())
-    return Teacher(name, unet.to(target).eval(), _on(split_by_picture(latents, _alphas_cumprod(unet)), target))
+    splits = split_by_picture(latents, alphas_cumprod(unet))
+    clean = latents.rows(torch.nonzero(torch.isin(latents.groups, splits.fit.groups)).flatten())
+    return Teacher(name, unet.to(target).eval(), _on(splits, target), clean)
 
 
 def check_device(name: str) -> torch.device:
@@ -70,12 +76,12 @@ def check_device(name: str) -> torch.device:
 def _embedded(device: torch.device) -> Teacher:
     assets = EmbeddedAssets(newest_version())
     unet = CompactUNet.from_teacher_folder(assets.root)
-    abar = _alphas_cumprod(unet)
+    abar = alphas_cumprod(unet)
     latents = assets.latents()
     splits = Splits(noised(latents["fit"], abar, N_FIT, 1), noised(latents["measure"], abar, N_MEASURED, 2), noised(latents["verify"], abar, N_MEASURED, 3))
     version, active = assets.manifest["version"], assets.manifest["active_stages"]
     note = f"teacher: {version}, {active} of 9 stages active (docs/embedded_teacher.md)"
-    return Teacher(version, unet.to(device).eval(), _on(splits, device), (note,))
+    return Teacher(version, unet.to(device).eval(), _on(splits, device), latents["fit"], (note,))
 
 
 def _folder(name: str) -> Path:
@@ -132,7 +138,7 @@ def _null_prompt(folder: Path, unet: CompactUNet, progress: Progress) -> Tensor:
     return states
 
 
-def _alphas_cumprod(unet: CompactUNet) -> Tensor:
+def alphas_cumprod(unet: CompactUNet) -> Tensor:
     """The schedule the teacher was trained with, `(T,)`."""
     schedule: Tensor = DDPMScheduler.from_config(dict(unet.config.scheduler)).alphas_cumprod
     return schedule

@@ -80,7 +80,7 @@ def test_the_options_of_every_verb_are_what_they_were() -> None:
     for verb, wanted in OPTIONS.items():
         names = {(parameter.opts[0].removeprefix("--") if parameter.opts[0].startswith("-") else parameter.name) for parameter in verbs[verb].params}
         assert names == set(wanted.split()), verb
-    assert set(verbs) == {*OPTIONS, "blocks", "cache", "config", "spaces"}
+    assert set(verbs) == {*OPTIONS, "blocks", "cache", "config", "spaces", "tocsr"}
 
 
 def test_help_and_lists_import_no_torch() -> None:
