@@ -60,6 +60,8 @@ class AttendedWorkers(ABC):
         self._queue: SimpleQueue[tuple[Work, Future[Any]] | None] = SimpleQueue()
         self._attendants: list[threading.Thread] = []
         self._workers: dict[int, Worker] = {}
+        self._busy: set[int] = set()
+        self._replaced = 0
         self._closed = False
 
     @abstractmethod
@@ -71,6 +73,12 @@ class AttendedWorkers(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def state(self) -> str:
+        """How many of the workers have a task, and how many had to be replaced so far."""
+        replaced = f", {self._replaced} replaced" if self._replaced else ""
+        return f"{len(self._busy)} of {self.n_workers} workers busy{replaced}"
 
     def submit(self, task: Callable[[Workplace], T]) -> "Future[T]":
         """The task's result to come; workers are started at the first task."""
@@ -104,10 +112,15 @@ class AttendedWorkers(ABC):
             task, future = work
             if not future.set_running_or_notify_cancel():
                 continue
+            self._busy.add(number)
             try:
-                future.set_result(self._attempt(number, task))
+                result = self._attempt(number, task)
             except BaseException as error:  # whatever it is, it belongs to who waits for the result
+                self._busy.discard(number)
                 future.set_exception(error)
+            else:
+                self._busy.discard(number)
+                future.set_result(result)
 
     def _attempt(self, number: int, task: Work) -> Any:
         reason = ""
@@ -127,6 +140,7 @@ class AttendedWorkers(ABC):
         with _START:
             worker = self._workers.get(number)
             if worker is None or not worker.alive:
+                self._replaced += worker is not None
                 self._workers[number] = worker = self._start(number)
                 if self._closed:
                     worker.kill()

@@ -87,6 +87,11 @@ class Executor(Protocol):
         """Tasks under way at a time."""
         ...
 
+    @property
+    def state(self) -> str:
+        """What the workers are doing, in a few words."""
+        ...
+
     def share(self, setup: "Callable[[Workplace], None]") -> None:
         """Has every worker do this before its next task, the ones started later too."""
         ...
@@ -220,6 +225,11 @@ class RemoteEvaluator:
     def width(self) -> int:
         """Measurements under way at a time."""
         return self._executor.n_workers
+
+    @property
+    def state(self) -> str:
+        """What the workers are doing, in a few words."""
+        return self._executor.state
 
     def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
         """The measurement of one candidate, to come."""

@@ -74,6 +74,11 @@ class MeasuresApart(Protocol):
         """Measurements under way at a time."""
         ...
 
+    @property
+    def state(self) -> str:
+        """What those who measure are doing, in a few words."""
+        ...
+
     def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
         """The measurement of one candidate, to come."""
         ...

@@ -86,6 +86,11 @@ class Study:
         return "trials"
 
     @property
+    def workers(self) -> str:
+        """What the workers are doing, in a few words; empty where this process measures itself."""
+        return self._evaluator.state if isinstance(self._evaluator, MeasuresApart) else ""
+
+    @property
     def _width(self) -> int:
         return self._evaluator.width if isinstance(self._evaluator, MeasuresApart) else 1
 

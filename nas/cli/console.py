@@ -86,7 +86,7 @@ class Terminal:
 
 
 class SearchView:
-    """The live view of a search: the incumbent of each eps, trials, feasible share, ETA.
+    """The live view of a search: the incumbent of each eps, trials, feasible share, what workers do, ETA.
 
     Plain lines at each improvement when not on a terminal; `verbose` adds a line for every trial, `quiet` silences all.
     """
@@ -140,7 +140,8 @@ class SearchView:
             self._bars.add_task("trials", total=self._n_trials, completed=len(trials))
             self._live.start()
         self._bars.update(self._bars.tasks[0].id, completed=len(trials))
-        self._live.update(Group(incumbents(study), Text(shares(study, trials), style="dim"), self._bars))
+        state = "; ".join(part for part in (shares(study, trials), study.workers) if part)
+        self._live.update(Group(incumbents(study), Text(state, style="dim"), self._bars))
 
 
 def shares(study: "Study", trials: Sequence["Trial"]) -> str:

@@ -50,7 +50,7 @@ class Apart(Quadratic):
 
     def __init__(self, width: int, seed: int, lost: tuple[Candidate, ...] = ()) -> None:
         super().__init__()
-        self.width, self._delays, self._lost = width, random.Random(seed), lost
+        self.width, self.state, self._delays, self._lost = width, f"{width} of {width} workers busy", random.Random(seed), lost
 
     def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
         future: Future[Measurement] = Future()
@@ -97,7 +97,7 @@ class Here:
     """An executor whose tasks all lose their worker, or are done at once by `do`."""
 
     def __init__(self, do: Callable[[Any], Any] | None = None) -> None:
-        self.n_workers, self.apart, self._do = 2, False, do
+        self.n_workers, self.apart, self.state, self._do = 2, False, "idle", do
         self.tasks: list[Any] = []
 
     def share(self, setup: Any) -> None:

@@ -78,6 +78,7 @@ def test_an_error_of_the_user_comes_back_as_it_is_and_a_bug_with_its_traceback(w
 
 def test_a_task_whose_worker_died_is_tried_again(workers: LocalWorkers, tmp_path: Path) -> None:
     assert workers.submit(Die(tmp_path / "died")).result() == "alive"
+    assert workers.state == "0 of 2 workers busy, 1 replaced"
 
 
 def test_a_task_that_no_worker_survives_fails_alone(workers: LocalWorkers) -> None:
