@@ -15,6 +15,19 @@ LEGEND = (
 )
 
 
+AMOUNT = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT%]?)"
+"""Pattern of a number as people write it, such as 130M or 75%: the number and its unit."""
+
+
+def scaled(number: str, unit: str, whole: float) -> float:
+    """What the two parts of an `AMOUNT` mean; percentages are of `whole`.
+
+    >>> scaled("130", "M", 0), scaled("75", "%", 200)
+    (130000000.0, 150.0)
+    """
+    return float(number) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "%": whole / 100}[unit]
+
+
 def amount(value: float) -> str:
     """A count with its SI suffix.
 

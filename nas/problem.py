@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nas.amounts import AMOUNT, scaled
 from nas.errors import InputError, did_you_mean
 from nas.space import SearchSpace
 
@@ -71,21 +72,20 @@ class Bound:
         Raises:
             InputError: another form, an unknown metric, or a limit below what the cheapest candidate reaches.
         """
-        match = re.fullmatch(r"\s*(\w+)\s*<=\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT%]?)\s*", text)
+        match = re.fullmatch(rf"\s*(\w+)\s*<=\s*{AMOUNT}\s*", text)
         if match is None:
             raise InputError(f"bound '{text}' must read METRIC<=NUMBER[k|M|G|T|%], such as 'macs<=75%' or 'params<=130M'")
         metric, number, unit = match.groups()
         costs.check_metric(metric)
+        teacher = costs.of((0,) * next(iter(costs.by_choice.values())).shape[0])[metric]
         try:
-            value = float(number)
+            limit = scaled(number, unit, teacher)
         except ValueError:
             raise InputError(f"bound '{text}': '{number}' is not a number") from None
-        teacher = costs.of((0,) * next(iter(costs.by_choice.values())).shape[0])[metric]
-        scale = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "%": teacher / 100}[unit]
         least = costs.reach(metric)[0]
-        if value * scale < least:
+        if limit < least:
             raise InputError(f"bound '{text}' cannot hold: the least {metric} of any candidate is {least:.6g}; give at least that")
-        return cls(metric, value * scale)
+        return cls(metric, limit)
 
 
 @dataclass(frozen=True)

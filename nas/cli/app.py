@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, blocks, cache, cite, config, dashboard, doctor, explain, models, plan, runs, search, tocsr
+from nas.cli import arena, best, blocks, cache, cite, config, dashboard, doctor, explain, models, plan, runs, search, tocsr
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -29,6 +29,7 @@ app.add_typer(blocks.blocks, name="blocks")
 app.add_typer(cache.cache, name="cache")
 app.add_typer(tocsr.tocsr, name="tocsr")
 app.command("show")(runs.show)
+app.command("best")(best.best)
 app.command("explain")(explain.explain)
 app.command("dashboard")(dashboard.dashboard)
 app.add_typer(config.config, name="config")

@@ -25,6 +25,7 @@ OPTIONS = {
     "calibrate": "address config data device executor json library quiet space teacher threads timeout workers",
     "plan": "batch config data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
+    "best": "json run target",
     "report": "json run to",
     "dashboard": "host port run",
     "explain": "eps json run",
