@@ -104,6 +104,11 @@ def joined(colours: Tensor, kept: Kept) -> Image.Image:
     return picture
 
 
+def to_picture(colours: Tensor) -> NDArray[np.uint8]:
+    """Colours `(3, H, W)` in [-1, 1] as 8-bit pixels `(H, W, 3)`."""
+    return np.rint((colours.movedim(0, -1).numpy() + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
 def to_unit(colours: Tensor) -> NDArray[np.float32]:
     """Colours `(3, H, W)` in [-1, 1] as `(H, W, 3)` in [0, 1]."""
     found: NDArray[np.float32] = ((colours + 1) / 2).movedim(0, -1).numpy()
