@@ -1,0 +1,1 @@
+"""Super-resolution with a compact backbone (Section 3.3 of [TOC-SR]): pairs, conditional diffusion, one step, pipeline, metrics."""

@@ -1,0 +1,126 @@
+"""Conditional diffusion for super-resolution (Section 3.3.1 of [TOC-SR]) and its one-step reading (Section 3.3.2).
+
+Symbols (C latent channels, h x w latents):
+
+    z_hr, z_lr (B, C, h, w)  latents of a picture and of its low-resolution version, which is upsampled first (Eq. 17, 19)
+    x_0                      what is diffused: z_hr (the paper), or the residual (z_hr - z_lr) / s
+    x_t                      sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Eq. 18)
+    eps                      predicted by the backbone from [x_t, z_lr] and t (Eq. 20)
+
+A network that predicts eps gives x_0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t): at t = T of SD1.5's betas its error is amplified
+14.6 times. One that predicts v natively (a `CompactUNet` converts it) has x_0 = sqrt(abar_t) x_t - sqrt(1 - abar_t) v: not at all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from nas.errors import InputError
+from nas.spaces.tocsr.compact import CompactUNet
+
+TARGETS = ("latent", "residual")
+
+
+@dataclass(frozen=True, slots=True)
+class Diffused:
+    """What is diffused: the HR latent as in the paper, or its residual on the LR latent in units of `scale` (its standard deviation)."""
+
+    target: str = "residual"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise InputError(f"target must be one of {', '.join(TARGETS)}, got '{self.target}'")
+        if not self.scale > 0:
+            raise InputError(f"the residual's scale must be positive, got {self.scale}")
+
+    def x0(self, z_hr: Tensor, z_lr: Tensor) -> Tensor:
+        """What is diffused for a latent."""
+        return z_hr if self.target == "latent" else (z_hr - z_lr) / self.scale
+
+    def latent(self, x0: Tensor, z_lr: Tensor) -> Tensor:
+        """The latent it stands for."""
+        return x0 if self.target == "latent" else z_lr + self.scale * x0
+
+
+def conditional_unet(backbone: CompactUNet, prediction_type: str | None = None) -> CompactUNet:
+    """The backbone with an input layer for [x_t, z_lr]: its own weights for x_t, zeros for z_lr; a copy.
+
+    Args:
+        backbone: a network of C latent channels, such as a search's winner, that knows its scheduler.
+        prediction_type: how its output is read from now on ("epsilon" or "v_prediction"); None leaves it.
+
+    Raises:
+        InputError: the network reads other channels than it predicts, or has no scheduler config.
+    """
+    config = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
+    channels = config["out_channels"]
+    if config["in_channels"] != channels:
+        raise InputError(f"the backbone must read the {channels} channels that it predicts, got {config['in_channels']}; is it conditional already?")
+    if config["scheduler"] is None:
+        raise InputError("the backbone must know its scheduler (CompactUNet.of(unet, scheduler)), whose betas the noise follows")
+    scheduler = dict(config["scheduler"]) | ({} if prediction_type is None else {"prediction_type": prediction_type})
+    grown: CompactUNet = CompactUNet.from_config({**config, "in_channels": 2 * channels, "scheduler": scheduler})
+    weights = dict(backbone.state_dict())
+    weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"], torch.zeros_like(weights["conv_in.weight"])], dim=1)
+    grown.load_state_dict(weights)
+    return grown
+
+
+class ConditionalModel(nn.Module):
+    """A conditional backbone with its schedule, its fixed text context and what it diffuses."""
+
+    context: Tensor
+
+    def __init__(self, unet: CompactUNet, diffused: Diffused, context: Tensor | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.diffused = diffused
+        text = torch.zeros(1, 1, int(unet.config.cross_attention_dim)) if context is None else context
+        self.register_buffer("context", text, persistent=False)
+        assert unet.noise_conversion is not None
+        self.abar: Tensor = unet.noise_conversion.alphas_cumprod
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The diffusers scheduler config of the betas."""
+        config: Mapping[str, Any] = self.unet.config.scheduler
+        return config
+
+    def noise(self, x_t: Tensor, z_lr: Tensor, t: Tensor) -> Tensor:
+        """The predicted noise (Eq. 20) for timesteps `(B,)`."""
+        text = self.context.expand(len(x_t), -1, -1).to(x_t.dtype)
+        eps: Tensor = self.unet(torch.cat([x_t, z_lr], dim=1), t, text, return_dict=False)[0]
+        return eps
+
+    def diffuse(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """`x_t` (Eq. 18) for timesteps `(B,)`."""
+        abar = self.abar[t].view(-1, 1, 1, 1).to(x0)
+        return abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+
+    def one_step(self, noise: Tensor, z_lr: Tensor) -> Tensor:
+        """The latent predicted from pure noise at t = T at once (Eq. 22)."""
+        t = torch.full((len(noise),), len(self.abar) - 1, device=noise.device)
+        abar = self.abar[-1].to(noise)
+        x0 = (noise - (1 - abar).sqrt() * self.noise(noise, z_lr, t)) / abar.sqrt()
+        return self.diffused.latent(x0, z_lr)
+
+    def sample(self, noise: Tensor, z_lr: Tensor, steps: int) -> Tensor:
+        """The latent after `steps` steps of DDIM from noise; one step is `one_step`."""
+        if steps < 1 or steps > len(self.abar):
+            raise InputError(f"steps must be 1 to {len(self.abar)}, got {steps}")
+        if steps == 1:
+            return self.one_step(noise, z_lr)
+        ddim = DDIMScheduler.from_config(
+            {**self.scheduler, "prediction_type": "epsilon", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
+        )
+        ddim.set_timesteps(steps, device=noise.device)
+        x = noise
+        for t in ddim.timesteps:
+            eps = self.noise(x, z_lr, t.expand(len(x)))
+            x = ddim.step(eps, t, x).prev_sample
+        return self.diffused.latent(x, z_lr)
