@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nas.optimizers.beliefs import Record, log_normal_density
 from nas.optimizers.enumeration import Form, Ints, PairTable
+from nas.optimizers.hints import Hints
 from nas.optimizers.kernels import LEAST, CompoundingKernel, Part, Shares, all_pairs, one_hot
 from nas.optimizers.scales import JITTER, FittedGP, fit
 from nas.problem import Floats, Problem
@@ -162,7 +163,9 @@ def _expected_step(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Share
     n_stages, k = kernel.losses.shape
     stage = v["stage"] * (f.share.T @ alpha)[:, None]
     choice = v["choice"] * (one_hot(x, f.share, k).T @ alpha).reshape(n_stages, k)
-    return np.asarray(stage + choice)
+    traits = v["traits"] * torch.einsum("nt,n,tsk->sk", f.traits, alpha, kernel.traits)
+    kind = v["kind"] * (f.kinds.T @ alpha)[kernel.kinds]
+    return np.asarray(stage + choice + traits + kind)
 
 
 def _expected_pairs(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shares, v: dict[str, float]) -> Floats:
@@ -175,24 +178,25 @@ def _expected_pairs(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shar
     return np.asarray(pairs)
 
 
-def fit_compounding(log_errors: Floats, present: Floats, record: Record) -> Compounding:
+def fit_compounding(log_errors: Floats, present: Floats, record: Record, hints: Hints | None = None) -> Compounding:
     """The model at its MAP scales.
 
     Args:
         log_errors: centred log calibration errors `(S, K)`, 0 where nothing is known.
         present: 1 for surrogate choices that exist, 0 for the teacher and padding, `(S, K)`.
         record: the trials.
+        hints: what else losses may follow.
     """
     base = present * np.exp(log_errors + math.log(record.scale))
     n_stages, k = base.shape
     at = Coefficients(0.0, 0.0, 0.0, np.zeros_like(base), np.zeros((n_stages, n_stages, k, k)))
-    best, theta = _linearised(at, base, log_errors * present, record, np.full(len(record.y), math.log(record.scale)), None)
+    best, theta = _linearised(at, base, log_errors * present, hints, record, np.full(len(record.y), math.log(record.scale)), None)
     pace = 1.0
     for _ in range(SWEEPS - 1):
         if not len(record.y) or np.abs((best.expected.step - best.at.step) * present).max() < TOLERANCE:
             break
         at = best.at.towards(best.expected, pace)
-        model, theta = _linearised(at, base, log_errors * present, record, best.mean(record.x), theta)
+        model, theta = _linearised(at, base, log_errors * present, hints, record, best.mean(record.x), theta)
         if model.bend < max(best.bend, TOLERABLE_BEND):
             best = model
         else:
@@ -200,9 +204,12 @@ def fit_compounding(log_errors: Floats, present: Floats, record: Record) -> Comp
     return best
 
 
-def _linearised(at: Coefficients, base: Floats, log_errors: Floats, record: Record, predicted: Floats, theta: Floats | None) -> tuple[Compounding, Floats]:
+def _linearised(
+    at: Coefficients, base: Floats, log_errors: Floats, hints: Hints | None, record: Record, predicted: Floats, theta: Floats | None
+) -> tuple[Compounding, Floats]:
     """The model linearised at given coefficients, and its log scales, found from `theta` on; `predicted` log L of the trials."""
-    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors), math.log(record.scale))
+    told = () if hints is None else (torch.from_numpy(hints.traits), torch.from_numpy(hints.kinds))
+    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors), math.log(record.scale), *told)
     kernel.linearise(torch.from_numpy(base * np.exp(at.step)), torch.from_numpy(at.pairs), at.exponent)
     observed, x = observe(record, predicted), torch.from_numpy(record.x)
     z = observed.target - linear_start(kernel, at.step, x).numpy()
