@@ -23,13 +23,16 @@ from torch import Tensor
 
 from nas.optimizers.beliefs import Record, log_normal_density
 from nas.optimizers.enumeration import Form, Ints, PairTable
+from nas.optimizers.hints import Hints
 from nas.optimizers.kernels import LEAST, CompoundingKernel, Part, Shares, all_pairs, one_hot
-from nas.optimizers.scales import FittedGP, fit
+from nas.optimizers.scales import JITTER, FittedGP, fit
 from nas.problem import Floats, Problem
 
 SWEEPS = 8
 TOLERANCE = 0.02
 LARGEST_STEP = 2.0
+TOLERABLE_BEND = 0.1
+"""A sweep that bends more than this, and more than the one before, is refused and tried again at half the pace."""
 NOISE = Part("unexplained", 0.1, 0.5)
 LEAST_SIGNAL = 2.0
 """Divergences below this many standard errors say nothing on the log scale; they enter on the scale of L."""
@@ -53,6 +56,17 @@ class Coefficients:
     slope: float
     step: Floats
     pairs: Floats
+
+    def towards(self, other: "Coefficients", share: float) -> "Coefficients":
+        """That share of the way to others; steps of at most `LARGEST_STEP`."""
+        move = np.clip(other.step - self.step, -LARGEST_STEP, LARGEST_STEP)
+        return Coefficients(
+            self.intercept + share * (other.intercept - self.intercept),
+            self.exponent + share * (other.exponent - self.exponent),
+            self.slope + share * (other.slope - self.slope),
+            self.step + share * move,
+            self.pairs + share * (other.pairs - self.pairs),
+        )
 
 
 @dataclass(frozen=True)
@@ -108,9 +122,20 @@ class Compounding:
     def mean(self, x: Ints) -> Floats:
         return self.combine([form.at(x) for form in self.forms if isinstance(form, PairTable)])
 
+    @cached_property
+    def _bends(self) -> Floats:
+        """How far the mean lies from what the linearised model fitted, at each trial `(n,)`."""
+        fitted = self.gp.z - (self.gp.known_noise + self.gp.noise_sd**2 + JITTER) * self.gp.alpha
+        return np.asarray(self.mean(self.gp.x.numpy()) - (self.observed.target - self.gp.z + fitted))
+
+    @property
+    def bend(self) -> float:
+        """The root mean square of those distances: large where linearising was wrong."""
+        return float(np.sqrt(np.square(self._bends).mean())) if len(self._bends) else 0.0
+
     def log_scores(self) -> Floats:
         mean, variance = self.gp.leave_one_out()
-        return log_normal_density(self.gp.z, mean, variance) - self.observed.log_slope
+        return log_normal_density(self.gp.z, mean + self._bends, variance) - self.observed.log_slope
 
 
 def linear_start(kernel: CompoundingKernel, step: Floats, x: Tensor) -> Tensor:
@@ -138,7 +163,9 @@ def _expected_step(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Share
     n_stages, k = kernel.losses.shape
     stage = v["stage"] * (f.share.T @ alpha)[:, None]
     choice = v["choice"] * (one_hot(x, f.share, k).T @ alpha).reshape(n_stages, k)
-    return np.asarray(stage + choice)
+    traits = v["traits"] * torch.einsum("nt,n,tsk->sk", f.traits, alpha, kernel.traits)
+    kind = v["kind"] * (f.kinds.T @ alpha)[kernel.kinds]
+    return np.asarray(stage + choice + traits + kind)
 
 
 def _expected_pairs(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shares, v: dict[str, float]) -> Floats:
@@ -151,35 +178,43 @@ def _expected_pairs(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shar
     return np.asarray(pairs)
 
 
-def fit_compounding(log_errors: Floats, present: Floats, record: Record) -> Compounding:
+def fit_compounding(log_errors: Floats, present: Floats, record: Record, hints: Hints | None = None) -> Compounding:
     """The model at its MAP scales.
 
     Args:
         log_errors: centred log calibration errors `(S, K)`, 0 where nothing is known.
         present: 1 for surrogate choices that exist, 0 for the teacher and padding, `(S, K)`.
         record: the trials.
+        hints: what else losses may follow.
     """
     base = present * np.exp(log_errors + math.log(record.scale))
     n_stages, k = base.shape
-    x = torch.from_numpy(record.x)
-    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors * present), math.log(record.scale))
     at = Coefficients(0.0, 0.0, 0.0, np.zeros_like(base), np.zeros((n_stages, n_stages, k, k)))
-    predicted = np.full(len(record.y), math.log(record.scale))
-    theta: Floats | None = None
-    for _ in range(SWEEPS):
-        kernel.linearise(torch.from_numpy(base * np.exp(at.step)), torch.from_numpy(at.pairs), at.exponent)
-        observed = observe(record, predicted)
-        z = observed.target - linear_start(kernel, at.step, x).numpy()
-        gp, theta = fit(kernel, NOISE, x, z, observed.variance, theta)
-        expected = expected_coefficients(gp, kernel)
-        model = Compounding("compounding", gp, at, expected, base, observed, record.scale)
-        predicted = model.mean(record.x)
-        move = (expected.step - at.step) * present
-        if not len(z) or np.abs(move).max() < TOLERANCE:
+    best, theta = _linearised(at, base, log_errors * present, hints, record, np.full(len(record.y), math.log(record.scale)), None)
+    pace = 1.0
+    for _ in range(SWEEPS - 1):
+        if not len(record.y) or np.abs((best.expected.step - best.at.step) * present).max() < TOLERANCE:
             break
-        step = at.step + np.clip(move, -LARGEST_STEP, LARGEST_STEP)
-        at = Coefficients(expected.intercept, expected.exponent, expected.slope, step, expected.pairs)
-    return model
+        at = best.at.towards(best.expected, pace)
+        model, theta = _linearised(at, base, log_errors * present, hints, record, best.mean(record.x), theta)
+        if model.bend < max(best.bend, TOLERABLE_BEND):
+            best = model
+        else:
+            pace /= 2
+    return best
+
+
+def _linearised(
+    at: Coefficients, base: Floats, log_errors: Floats, hints: Hints | None, record: Record, predicted: Floats, theta: Floats | None
+) -> tuple[Compounding, Floats]:
+    """The model linearised at given coefficients, and its log scales, found from `theta` on; `predicted` log L of the trials."""
+    told = () if hints is None else (torch.from_numpy(hints.traits), torch.from_numpy(hints.kinds))
+    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors), math.log(record.scale), *told)
+    kernel.linearise(torch.from_numpy(base * np.exp(at.step)), torch.from_numpy(at.pairs), at.exponent)
+    observed, x = observe(record, predicted), torch.from_numpy(record.x)
+    z = observed.target - linear_start(kernel, at.step, x).numpy()
+    gp, theta = fit(kernel, NOISE, x, z, observed.variance, theta)
+    return Compounding("compounding", gp, at, expected_coefficients(gp, kernel), base, observed, record.scale), theta
 
 
 def observe(record: Record, predicted: Floats) -> Observed:

@@ -86,7 +86,8 @@ class Shares:
     """How log L of each candidate moves with the coefficients of the compounding model, at the linearisation point.
 
     `value` `(n,)`: log M + h(Q); `share` `(n, S)`: by log loss of a stage's block; `loss_share` `(n, S)`: w, of the plain sum M; `root` `(n, S)`: sqrt(w);
-    `gain` `(n,)`: by Q; `slope` `(n,)`: by the exponent of the calibration errors; `interaction` `(n,)`: Q.
+    `gain` `(n,)`: by Q; `slope` `(n,)`: by the exponent of the calibration errors; `interaction` `(n,)`: Q;
+    `traits` `(n, T)`: by the weight of each trait; `kinds` `(n, J)`: by the effect of each kind of block.
     """
 
     value: Tensor
@@ -96,6 +97,8 @@ class Shares:
     gain: Tensor
     slope: Tensor
     interaction: Tensor
+    traits: Tensor
+    kinds: Tensor
 
 
 class CompoundingKernel(SumOfParts):
@@ -105,6 +108,8 @@ class CompoundingKernel(SumOfParts):
         losses: losses of single blocks `(S, K)`, 0 for the teacher's.
         log_errors: centred log calibration errors `(S, K)`, 0 where unknown.
         centre: the log divergence around which the exponent turns.
+        traits: what log losses may follow besides, weights of one sd in common, `(T, S, K)`.
+        kinds: number of each block's kind `(S, K)`; blocks of a kind have an effect in common.
     """
 
     LAYOUT = (
@@ -112,17 +117,21 @@ class CompoundingKernel(SumOfParts):
         Part("exponent", 0.15),
         Part("interaction", 0.3),
         Part("slope", 0.5),
+        Part("traits", 0.35, 0.7),
+        Part("kind", 0.15, 0.8),
         Part("stage", 1.0, 0.6),
         Part("choice", 0.5, 0.6),
         Part("pair", 0.2, 0.6),
         Part("pair_choice", 0.1, 0.6),
     )
 
-    def __init__(self, losses: Tensor, log_errors: Tensor, centre: float) -> None:
+    def __init__(self, losses: Tensor, log_errors: Tensor, centre: float, traits: Tensor | None = None, kinds: Tensor | None = None) -> None:
         super().__init__(self.LAYOUT)
         n_stages, k = losses.shape
         self.log_errors = log_errors
         self.centre = centre
+        self.traits = losses.new_zeros(0, n_stages, k) if traits is None else traits
+        self.kinds = torch.arange(n_stages * k).reshape(n_stages, k) if kinds is None else kinds
         self.linearise(losses, torch.zeros(n_stages, n_stages, k, k, dtype=torch.float64), 0.0)
 
     def linearise(self, losses: Tensor, pairs: Tensor, exponent: float) -> None:
@@ -142,6 +151,7 @@ class CompoundingKernel(SumOfParts):
         by_stage = torch.einsum("nst,nt->ns", coefficient, root) * root
         q = by_stage.sum(1) / 2
         slope = compounding_slope(q)
+        n_kinds = int(self.kinds.max()) + 1
         share = (1 + self.exponent) * (w + slope[:, None] * (by_stage / 2 - w * q[:, None]))
         return Shares(
             value=total.log() + compounding(q),
@@ -151,6 +161,8 @@ class CompoundingKernel(SumOfParts):
             gain=(1 + self.exponent) * slope,
             slope=(share * self.log_errors[stages, x]).sum(1),
             interaction=q,
+            traits=torch.einsum("ns,tns->nt", share, self.traits[:, stages, x]),
+            kinds=share.new_zeros(len(x), n_kinds).scatter_add_(1, self.kinds[stages, x], share),
         )
 
     def parts(self, x1: Tensor, x2: Tensor) -> Tensor:
@@ -166,6 +178,8 @@ class CompoundingKernel(SumOfParts):
             torch.outer(f1.value - self.centre, f2.value - self.centre),
             torch.outer(f1.gain * all_pairs(f1.root), f2.gain * all_pairs(f2.root)),
             torch.outer(f1.slope, f2.slope),
+            f1.traits @ f2.traits.T,
+            f1.kinds @ f2.kinds.T,
             stage,
             choice,
             gain * pair,
@@ -177,7 +191,9 @@ class CompoundingKernel(SumOfParts):
         stage = f.share.square().sum(1)
         pair = f.gain.square() * (1 - f.loss_share.square().sum(1)) / 2
         crossing = (f.gain * all_pairs(f.root)).square()
-        return torch.stack([torch.ones_like(pair), (f.value - self.centre).square(), crossing, f.slope.square(), stage, stage, pair, pair])
+        traits, kinds = f.traits.square().sum(1), f.kinds.square().sum(1)
+        value = (f.value - self.centre).square()
+        return torch.stack([torch.ones_like(pair), value, crossing, f.slope.square(), traits, kinds, stage, stage, pair, pair])
 
 
 def all_pairs(root: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 from nas.optimizers.alternatives import fit_additive, fit_categorical
 from nas.optimizers.beliefs import Belief, Record
 from nas.optimizers.compounding import Compounding, centred_log_errors, fit_compounding, surrogates
+from nas.optimizers.hints import Hints
 from nas.problem import Floats, Problem
 
 PRIOR = {"compounding": 0.8, "additive": 0.05, "categorical": 0.15}
@@ -35,7 +36,7 @@ class Weighted:
 def believe(problem: Problem, record: Record) -> Weighted:
     """All models that have weight after the trials of the record."""
     errors, present = centred_log_errors(problem), surrogates(problem)
-    compounding = fit_compounding(np.zeros_like(present) if errors is None else errors, present, record)
+    compounding = fit_compounding(np.zeros_like(present) if errors is None else errors, present, record, Hints.of(problem))
     if len(record.y) < FIRST_COMPARISON:
         return Weighted((compounding,), (1.0,))
     beliefs: list[Belief] = [compounding, fit_additive(record, present.shape[1]), fit_categorical(record, present.shape[1])]

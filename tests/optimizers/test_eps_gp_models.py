@@ -12,6 +12,7 @@ from nas.optimizers.beliefs import Belief, Record, standard_deviation
 from nas.optimizers.botorch_model import as_botorch
 from nas.optimizers.compounding import Compounding, fit_compounding
 from nas.optimizers.enumeration import Region
+from nas.optimizers.hints import Hints
 from nas.optimizers.kernels import AdditiveKernel, CompoundingKernel, HammingKernel, SumOfParts
 from nas.optimizers.selection import pooled_weights
 from nas.problem import Floats
@@ -45,13 +46,15 @@ def record(n: int = 14, seed: int = 0) -> Record:
 
 def fitted(n: int = 14, seed: int = 0) -> list[Belief]:
     log_errors = np.random.default_rng(seed + 1).normal(size=(len(SIZES), K)) * present()
-    return [fit_compounding(log_errors, present(), record(n, seed)), fit_additive(record(n, seed), K), fit_categorical(record(n, seed), K)]
+    hints = Hints(log_errors[None] ** 2, np.tile(np.arange(K), (len(SIZES), 1)))
+    return [fit_compounding(log_errors, present(), record(n, seed), hints), fit_additive(record(n, seed), K), fit_categorical(record(n, seed), K)]
 
 
 def kernels() -> list[SumOfParts]:
     rng = np.random.default_rng(3)
     losses = torch.from_numpy(present() * np.exp(rng.normal(size=(len(SIZES), K))))
-    compounding = CompoundingKernel(losses, torch.from_numpy(rng.normal(size=losses.shape) * present()), -5.0)
+    traits, kinds = torch.from_numpy(rng.normal(size=(2, *losses.shape)) * present()), torch.arange(K).expand(losses.shape)
+    compounding = CompoundingKernel(losses, torch.from_numpy(rng.normal(size=losses.shape) * present()), -5.0, traits, kinds)
     pairs = rng.normal(0, 0.2, (len(SIZES), len(SIZES), K, K))
     pairs = pairs + pairs.transpose(1, 0, 3, 2)
     pairs[np.arange(len(SIZES)), np.arange(len(SIZES))] = 0
@@ -146,6 +149,16 @@ def test_calibration_errors_that_say_nothing_lose_their_exponent() -> None:
     misled = fit_compounding(-(truth + 6) * present(), present(), told)
     assert informed.error_exponent > 0.8
     assert misled.error_exponent < 0.3
+
+
+def test_losses_that_follow_a_trait_are_expected_of_untried_blocks() -> None:
+    trait = np.tile([-2.0, -1.0, 1.0, 2.0][: len(SIZES)], (K, 1)).T * present()
+    x = np.eye(len(SIZES), dtype=np.int64)[:3]
+    told = Record(x, 0.003 * np.exp(2 * trait[np.arange(3), 1]), np.zeros(3), 0.003)
+    untried = np.array([[0, 0, 0, 1]])
+    plain = fit_compounding(np.zeros_like(trait), present(), told).mean(untried)
+    hinted = fit_compounding(np.zeros_like(trait), present(), told, Hints(trait[None], np.arange(trait.size).reshape(trait.shape))).mean(untried)
+    assert hinted[0] > plain[0] + 1
 
 
 @pytest.mark.parametrize("values", [[0.0] * 8, [-0.001] * 8, [0.002] * 8, [0.01, 0.0, -0.002, 0.003, 0.0, 0.5, -0.1, 0.002]])
