@@ -112,6 +112,8 @@ def export(
     eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
     candidate: Annotated[str | None, typer.Option("--candidate", help="Another network of the space: 'stage=choice,...' or 'teacher'.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Run the Python file that the run names as its space.")] = False,
+    push: Annotated[str | None, typer.Option("--push-to-hub", metavar="USER/NAME", help="Upload the folder to the Hugging Face hub too.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository on the hub a public one.")] = False,
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
     directory = RunDirectory.open(run)
@@ -128,6 +130,10 @@ def export(
     except OSError as error:
         raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
     out.print(f"saved in {to}", soft_wrap=True)
+    if push is not None:
+        from nas.hub import push as push_folder
+
+        out.print(f"pushed to {push_folder(to, push, public=public)}", soft_wrap=True)
 
 
 def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
