@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, best, blocks, cache, cite, config, dashboard, doctor, explain, models, plan, runs, search, tocsr
+from nas.cli import arena, best, blocks, cache, cite, config, dashboard, doctor, explain, models, plan, runs, search, super_resolution, tocsr
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -28,6 +28,8 @@ app.add_typer(models.spaces, name="spaces")
 app.add_typer(blocks.blocks, name="blocks")
 app.add_typer(cache.cache, name="cache")
 app.add_typer(tocsr.tocsr, name="tocsr")
+tocsr.tocsr.command("upscale")(super_resolution.upscale)
+tocsr.tocsr.command("evaluate")(super_resolution.evaluate)
 app.command("show")(runs.show)
 app.command("best")(best.best)
 app.command("explain")(explain.explain)

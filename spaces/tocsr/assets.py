@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nas.errors import DamagedFile
+from nas.errors import DamagedFile, InputError
 from nas.files import inside, read_json
 from nas.spaces.tocsr.data import Latents
 
@@ -59,3 +59,15 @@ class EmbeddedAssets:
 def newest_version() -> str:
     """The embedded version in use: the highest number that ships."""
     return max((path.parent.name for path in _FOLDER.glob("embedded-v*/manifest.json")), key=lambda name: int(name.removeprefix("embedded-v")))
+
+
+def shipped_pipeline() -> Path:
+    """The folder of the super-resolution model in use: the highest version that ships.
+
+    Raises:
+        InputError: none does.
+    """
+    found = sorted(_FOLDER.glob("tocsr-sr-v*/model_index.json"), key=lambda path: int(path.parent.name.removeprefix("tocsr-sr-v")))
+    if not found:
+        raise InputError("no super-resolution model ships with this installation; give a pipeline folder with --model")
+    return found[-1].parent

@@ -83,7 +83,7 @@ class ConditionalModel(nn.Module):
         text = torch.zeros(1, 1, int(unet.config.cross_attention_dim)) if context is None else context
         self.register_buffer("context", text, persistent=False)
         assert unet.noise_conversion is not None
-        self.abar: Tensor = unet.noise_conversion.alphas_cumprod
+        self.abar: Tensor = unet.noise_conversion.alphas_cumprod.clone()
 
     @property
     def scheduler(self) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ class ConditionalModel(nn.Module):
         config: Mapping[str, Any] = self.unet.config.scheduler
         return config
 
-    def noise(self, x_t: Tensor, z_lr: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, z_lr: Tensor, t: Tensor) -> Tensor:
         """The predicted noise (Eq. 20) for timesteps `(B,)`."""
         text = self.context.expand(len(x_t), -1, -1).to(x_t.dtype)
         eps: Tensor = self.unet(torch.cat([x_t, z_lr], dim=1), t, text, return_dict=False)[0]
@@ -102,11 +102,12 @@ class ConditionalModel(nn.Module):
         abar = self.abar[t].view(-1, 1, 1, 1).to(x0)
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise
 
-    def one_step(self, noise: Tensor, z_lr: Tensor) -> Tensor:
-        """The latent predicted from pure noise at t = T at once (Eq. 22)."""
+    def one_step(self, noise: Tensor, z_lr: Tensor, network: nn.Module | None = None) -> Tensor:
+        """The latent predicted from pure noise at t = T at once (Eq. 22); by `network` if this model is wrapped for training."""
         t = torch.full((len(noise),), len(self.abar) - 1, device=noise.device)
         abar = self.abar[-1].to(noise)
-        x0 = (noise - (1 - abar).sqrt() * self.noise(noise, z_lr, t)) / abar.sqrt()
+        eps: Tensor = (network or self)(noise, z_lr, t)
+        x0 = (noise - (1 - abar).sqrt() * eps) / abar.sqrt()
         return self.diffused.latent(x0, z_lr)
 
     def sample(self, noise: Tensor, z_lr: Tensor, steps: int) -> Tensor:
@@ -121,6 +122,6 @@ class ConditionalModel(nn.Module):
         ddim.set_timesteps(steps, device=noise.device)
         x = noise
         for t in ddim.timesteps:
-            eps = self.noise(x, z_lr, t.expand(len(x)))
+            eps = self(x, z_lr, t.expand(len(x)))
             x = ddim.step(eps, t, x).prev_sample
         return self.diffused.latent(x, z_lr)

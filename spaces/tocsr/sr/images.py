@@ -1,9 +1,7 @@
 """Pictures of all kinds as colours for the model, and back: transparency, gray, palettes, 16 bits, cameras' orientation."""
 
 import io
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +13,13 @@ from torch import Tensor
 
 from nas.errors import InputError
 from nas.files import write_whole
+from nas.spaces.tocsr.data import UNREADABLE
 
 FACTOR = 4
 """Of enlargement."""
 
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
-"""What Pillow raises on a damaged file, besides what it should."""
-
-MOST_PIXELS = 64 << 20
-"""Of a picture to enlarge; its result has sixteen times as many, at 16 bytes each while it is put together."""
+MOST_PIXELS = 16 << 20
+"""Of a picture to enlarge: its result has sixteen times as many, at 16 bytes each while it is put together and as many while it is written."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +90,7 @@ def _deep_gray(picture: Image.Image) -> NDArray[np.float32]:
 
 def joined(colours: Tensor, kept: Kept) -> Image.Image:
     """The enlarged picture of colours `(3, 4 H, 4 W)` in [-1, 1], gray or transparent as the small one was."""
-    values = (colours.movedim(0, -1).numpy() + 1) * 127.5
-    pixels = values.mean(-1) if kept.gray else values
-    picture = Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
+    picture = Image.fromarray(to_picture(colours.mean(0, keepdim=True))[..., 0] if kept.gray else to_picture(colours))
     if kept.alpha is not None:
         picture.putalpha(kept.alpha.resize((FACTOR * kept.alpha.width, FACTOR * kept.alpha.height), Image.Resampling.BICUBIC))
     if kept.profile:

@@ -82,7 +82,7 @@ def ssim(found: Picture, wanted: Picture) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     one, other = (torch.from_numpy(luma(picture))[None, None] for picture in (found, wanted))
-    return float(structural_similarity_index_measure(one, other, data_range=255.0))  # type: ignore[arg-type]
+    return float(structural_similarity_index_measure(one, other, data_range=255.0))
 
 
 def gmsd(found: Picture, wanted: Picture) -> float:

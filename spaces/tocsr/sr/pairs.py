@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nas.data import hash_tensors
 from nas.errors import DamagedFile, InputError, did_you_mean
 from nas.files import write_whole
 from nas.progress import Progress
@@ -41,6 +42,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.hr)
+
+    @property
+    def key(self) -> str:
+        """Hash of the latents."""
+        return hash_tensors({"z_hr": self.z_hr, "z_lr": self.z_lr})
 
     def residual_scale(self) -> float:
         """Standard deviation of z_hr - z_lr."""

@@ -23,6 +23,9 @@ VERSION = 1
 TILE, OVERLAP = 64, 8
 """Pixels of the small picture."""
 
+SUPPORT = 4
+"""Pixels around a window that are upsampled with it; bicubic interpolation reads 2."""
+
 LEAST = 16
 """Pixels a side that the networks are given at least."""
 
@@ -156,7 +159,7 @@ class TOCSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise InputError(f"tile and overlap must be multiples of {unit} with this autoencoder, got {tile} and {overlap}")
         height, width = low.shape[1:]
         padded = _padded(low[None].float(), unit)
-        model, up = self.model(steps), upsample(padded)
+        model = self.model(steps)
         tall, wide = padded.shape[2:]
         grid = (round(tall * per_pixel), round(wide * per_pixel))
         noise = torch.randn(1, int(self.vae.config.latent_channels), *grid, generator=torch.Generator().manual_seed(seed))
@@ -164,18 +167,25 @@ class TOCSRPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         def parts() -> Iterator[tuple[tuple[slice, slice], Tensor]]:
             for area in self.progress_bar(areas):
-                z_lr = encode(self.vae, up[:, :, *(_times(s, FACTOR) for s in area)].to(self.device, self.vae.dtype))
+                z_lr = encode(self.vae, _upsampled(padded, area).to(self.device, self.vae.dtype))
                 z = model.sample(noise[:, :, *(_times(s, per_pixel) for s in area)].to(z_lr), z_lr, steps)
                 yield area, decode(self.vae, z)[0].float()
 
         whole = blended(parts(), tall, wide, FACTOR, overlap, self.device)
-        return whole[:, : FACTOR * height, : FACTOR * width].clamp(-1, 1).cpu()
+        return whole[:, : FACTOR * height, : FACTOR * width].clamp_(-1, 1).cpu()
 
 
 def _padded(low: Tensor, unit: int) -> Tensor:
     """The picture continued by its edges to a multiple of `unit` pixels, at least `LEAST`, a side."""
     right, below = (max(-(-side // unit) * unit, LEAST) - side for side in (low.shape[3], low.shape[2]))
     return torch.nn.functional.pad(low, (0, right, 0, below), mode="replicate")
+
+
+def _upsampled(low: Tensor, area: tuple[slice, slice]) -> Tensor:
+    """A window of `upsample(low)`, computed from the window and the few pixels around it that interpolation reads."""
+    wide = [slice(max(0, s.start - SUPPORT), min(side, s.stop + SUPPORT)) for s, side in zip(area, low.shape[2:], strict=True)]
+    inner = (_times(slice(s.start - w.start, s.stop - w.start), FACTOR) for s, w in zip(area, wide, strict=True))
+    return upsample(low[:, :, *wide])[:, :, *inner]
 
 
 def _times(window: slice, factor: float) -> slice:

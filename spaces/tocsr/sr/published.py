@@ -5,6 +5,8 @@ Published numbers, not measured here. PSNR in dB; None is a dash in the paper. G
 
 from dataclasses import dataclass
 
+from nas.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
@@ -70,9 +72,17 @@ ROWS: tuple[Published, ...] = (
 )
 
 
-def beside(dataset: str) -> list[Published]:
-    """The rows of Tables 1 and 2 on a dataset, whatever the case of its name."""
-    return [row for row in ROWS if row.dataset.casefold() == dataset.casefold() and row.table in ("1", "2")]
-
-
 DATASETS = ("DIV2K-Val", "RealSR", "DRealSR")
+
+
+def check_dataset(name: str) -> str:
+    """The data set as the paper writes it, or an `InputError` that names those there are."""
+    known = {dataset.casefold(): dataset for dataset in DATASETS}
+    if name.casefold() not in known:
+        raise InputError(f"nothing is published on '{name}'; there are rows on {', '.join(DATASETS)}")
+    return known[name.casefold()]
+
+
+def beside(dataset: str) -> list[Published]:
+    """The rows of Tables 1 and 2 on a data set."""
+    return [row for row in ROWS if row.dataset == dataset and row.table in ("1", "2")]

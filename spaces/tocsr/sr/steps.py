@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
+from torch import Tensor
 
 from nas.data import hash_tensors
 from nas.errors import InputError
-from nas.files import MANIFEST, write_manifest, write_whole
+from nas.files import MANIFEST, whole_folder
 from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.sr.conditional import ConditionalModel, Diffused, conditional_unet
 from nas.spaces.tocsr.sr.degradation import degradation
-from nas.spaces.tocsr.sr.loop import Schedule, train
 from nas.spaces.tocsr.sr.pairs import Pairs, Picture, kept_pairs, make_pairs
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
-from nas.spaces.tocsr.sr.train import Terms, Weighting, diffusion_loss, distillation_loss, student_of, teacher_targets
+from nas.spaces.tocsr.sr.train import TARGET_BATCH, Terms, Weighting, diffusion_loss, distillation_loss, draw_lessons, draw_pairs, student_of, teacher_targets
+from nas.spaces.tocsr.trainer import Evaluate, Trainer, TrainingSettings, seeded
+
+EVERY = 500  # steps between two rows of a curve
+
+MADE_FROM = "made_from.json"
+"""Beside a pipeline: the key of what it was made from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +60,27 @@ class Adaptation:
 
 
 def adapt(
-    backbone: CompactUNet, vae: AutoencoderKL, pairs: Pairs, folder: Path, *, how: Adaptation, schedule: Schedule, work: Path, progress: Progress
+    backbone: CompactUNet,
+    vae: AutoencoderKL,
+    pairs: Pairs,
+    folder: Path,
+    *,
+    how: Adaptation,
+    settings: TrainingSettings,
+    work: Path,
+    progress: Progress,
+    heldout: Pairs | None = None,
 ) -> TOCSRPipeline:
     """Trains the conditional model (Eq. 21) and writes its pipeline to `folder`; goes on from checkpoints in `work`."""
     diffused = Diffused(how.target, pairs.residual_scale() if how.target == "residual" else 1.0)
     model = ConditionalModel(conditional_unet(backbone, how.prediction_type), diffused)
-    key = _key({"backbone": _hash(backbone), "how": asdict(how), "pairs": _pairs_key(pairs)})
+    origin = {"step": "adapt", "backbone": _hash(backbone), "how": asdict(how), "pairs": pairs.key}
+    key = _key({**origin, "settings": _lasting(settings)})
     if not _is_done(folder, key):
-        train(model, diffusion_loss(model, pairs, schedule.batch, how.weighting), schedule, work / "adapt.safetensors", progress, key=key)
+        trainer = Trainer(model, draw_pairs(pairs), diffusion_loss(model, how.weighting), settings, origin=origin)
+        curve = trainer.run(work / f"adapt-{_key(origin)[:8]}.safetensors", _judge(heldout, model), EVERY, progress)
         pipeline = TOCSRPipeline(vae, _scheduler(model), None, model.unet, diffused.target, diffused.scale, "multi-step")
-        write_pipeline(pipeline, folder, key)
+        write_pipeline(pipeline, folder, {"key": key, "origin": origin, "settings": asdict(settings), "curve": curve})
     return TOCSRPipeline.from_pretrained(folder)
 
 
@@ -77,41 +93,71 @@ class Distillation:
     steps: int = 20
 
 
-def distill(adapted: TOCSRPipeline, pairs: Pairs, folder: Path, *, how: Distillation, schedule: Schedule, work: Path, progress: Progress) -> TOCSRPipeline:
+def distill(
+    adapted: TOCSRPipeline,
+    pairs: Pairs,
+    folder: Path,
+    *,
+    how: Distillation,
+    settings: TrainingSettings,
+    work: Path,
+    progress: Progress,
+    heldout: Pairs | None = None,
+) -> TOCSRPipeline:
     """Trains the one-step student (Eq. 22-23 and further terms) and writes the pipeline of both models to `folder`; goes on from checkpoints in `work`."""
-    teacher = adapted.model(2)
-    of_teacher = {"teacher": _hash(teacher.unet), "pairs": _pairs_key(pairs)}
-    key = _key({**of_teacher, "how": asdict(how)})
+    teacher, vae = adapted.model(2), adapted.vae.requires_grad_(False)
+    sampled = {"teacher": _hash(teacher.unet), "pairs": pairs.key, "n": how.targets, "steps": how.steps}
+    origin = {"step": "distill", **sampled, "terms": asdict(how.terms)}
+    key = _key({**origin, "settings": _lasting(settings)})
     if not _is_done(folder, key):
-        targets = teacher_targets(teacher, pairs, how.targets, how.steps, work / "targets.safetensors", key=_key(of_teacher), progress=progress)
+        path = work / f"targets-{_key(sampled)[:8]}.safetensors"
+        targets = teacher_targets(teacher, pairs, how.targets, how.steps, path, key=_key(sampled), progress=progress)
+        against = {"teacher": _error(targets.latents, pairs.z_hr), "lr": _error(pairs.z_lr[: how.targets], pairs.z_hr)}
+        progress.note(f"squared error of the teacher's latents {against['teacher']:.4f}, of the LR latents themselves {against['lr']:.4f}")
         student = student_of(teacher)
-        adapted.vae.requires_grad_(False)
-        loss = distillation_loss(student, pairs, targets, how.terms, schedule.batch, adapted.vae)
-        train(student, loss, schedule, work / f"distill-{key[:8]}.safetensors", progress, key=key)
+        trainer = Trainer(student, draw_lessons(pairs, targets, how.terms), distillation_loss(student, how.terms, vae), settings, origin=origin)
+        curve = trainer.run(work / f"distill-{_key(origin)[:8]}.safetensors", _judge(heldout, student), EVERY, progress)
         diffused = teacher.diffused
-        pipeline = TOCSRPipeline(adapted.vae, adapted.scheduler, student.unet, teacher.unet, diffused.target, diffused.scale, how.terms.name)
-        write_pipeline(pipeline, folder, key)
+        pipeline = TOCSRPipeline(vae, adapted.scheduler, student.unet, teacher.unet, diffused.target, diffused.scale, how.terms.name)
+        write_pipeline(pipeline, folder, {"key": key, "origin": origin, "settings": asdict(settings), "targets": against, "curve": curve})
     return TOCSRPipeline.from_pretrained(folder)
 
 
-def write_pipeline(pipeline: TOCSRPipeline, folder: Path, key: str) -> None:
-    """Saves the pipeline so that the folder is there whole or not at all; `key` names what it was made from."""
-    draft = folder.with_name(f".{folder.name}.part")
+def write_pipeline(pipeline: TOCSRPipeline, folder: Path, made_from: Mapping[str, object]) -> None:
+    """Saves the pipeline so that the folder is there whole or not at all, with what it was made from beside it."""
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        pipeline.save_pretrained(str(draft))
-        write_whole(draft / "made_from.json", json.dumps({"key": key}).encode())
-        write_manifest(draft)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+        with whole_folder(folder) as draft:
+            pipeline.save_pretrained(str(draft))
+            (draft / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; free some space or choose another place") from error
+        raise InputError(f"cannot write {folder}: {error.strerror}; the same command goes on from its checkpoint") from error
+
+
+def _judge(heldout: Pairs | None, model: ConditionalModel) -> Evaluate | None:
+    """What a curve shows: the squared error of held-out latents after one step, and the LR latents' own."""
+    if heldout is None:
+        return None
+    z_hr, z_lr = heldout.z_hr.float(), heldout.z_lr.float()
+    noise = torch.randn(z_lr.shape, generator=seeded(0, 0))
+
+    def judge(network: torch.nn.Module) -> dict[str, float]:
+        del network
+        found = torch.cat([model.one_step(*parts) for parts in zip(torch.split(noise, TARGET_BATCH), torch.split(z_lr, TARGET_BATCH), strict=True)])
+        return {"one_step": _error(found, z_hr), "lr": _error(z_lr, z_hr)}
+
+    return judge
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted[: len(found)].float()).square().mean())
+
+
+def _lasting(settings: TrainingSettings) -> dict[str, object]:
+    return {name: value for name, value in asdict(settings).items() if name != "save_s"}
 
 
 def _is_done(folder: Path, key: str) -> bool:
-    made = folder / "made_from.json"
+    made = folder / MADE_FROM
     return (folder / MANIFEST).is_file() and made.is_file() and json.loads(made.read_bytes()).get("key") == key
 
 
@@ -125,7 +171,3 @@ def _key(content: Mapping[str, object]) -> str:
 
 def _hash(module: torch.nn.Module) -> str:
     return hash_tensors(dict(module.state_dict()))
-
-
-def _pairs_key(pairs: Pairs) -> str:
-    return hash_tensors({"z_hr": pairs.z_hr, "z_lr": pairs.z_lr})

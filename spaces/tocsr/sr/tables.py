@@ -38,14 +38,15 @@ def summary(
     }
 
 
-def rendered(content: Mapping[str, Any], form: str) -> str:
-    """The summary in one of `FORMATS`; CSV has the systems' rows only.
+def check_form(name: str) -> str:
+    """The format itself, or an `InputError` that names those there are."""
+    if name not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got '{name}'")
+    return name
 
-    Raises:
-        InputError: another format.
-    """
-    if form not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, got '{form}'")
+
+def rendered(content: Mapping[str, Any], form: str) -> str:
+    """The summary in one of `FORMATS`; CSV has the systems' rows only."""
     if form == "json":
         return json.dumps(content, indent=1)
     if form == "csv":

@@ -1,6 +1,6 @@
 """Pictures of any size in tiles with blended overlaps.
 
-Memory besides the tile at work: 16 bytes a pixel of the result (three colours and the weight, float32).
+Memory besides the tile at work: 16 bytes a pixel of the result (three colours and the weight in float32).
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def blended(parts: Iterator[tuple[Sequence[slice], Tensor]], height: int, width:
         at = (slice(factor * rows.start, factor * rows.stop), slice(factor * columns.start, factor * columns.stop))
         total[:, *at] += part.to(device) * fade.to(device)
         weight[at] += fade.to(device)
-    return total / weight
+    return total.div_(weight)
 
 
 def _fade(window: slice, length: int, factor: int, overlap: int) -> Tensor:

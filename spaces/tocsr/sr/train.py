@@ -17,14 +17,14 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.errors import InputError
 from nas.progress import Progress
 from nas.spaces.tocsr.sr.conditional import ConditionalModel
-from nas.spaces.tocsr.sr.loop import LossOf
 from nas.spaces.tocsr.sr.pairs import Pairs, decode
+from nas.spaces.tocsr.trainer import Draw, Loss, seeded
 
 TARGET_BATCH = 32
 SAVE_S = 60.0  # seconds between two savings
@@ -56,17 +56,31 @@ class Terms:
         return " + ".join(name for name, weight in parts if weight)
 
 
-def diffusion_loss(model: ConditionalModel, pairs: Pairs, batch: int, weighting: Weighting = "eps") -> LossOf:
+Latents = tuple[Tensor, Tensor]
+"""z_hr, z_lr `(B, C, h, w)`."""
+
+
+def draw_pairs(pairs: Pairs) -> Draw:
+    """Draws latents of pairs, each as often as any other."""
+
+    def draw(random: Generator, n: int) -> Latents:
+        rows = torch.randint(len(pairs), (n,), generator=random)
+        return pairs.z_hr[rows].float(), pairs.z_lr[rows].float()
+
+    return draw
+
+
+def diffusion_loss(model: ConditionalModel, weighting: Weighting = "eps") -> Loss:
     """Eq. (21); with weighting "v" divided by abar_t, the error of v, which does not neglect the noisiest steps."""
 
-    def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pairs), (batch,), generator=generator)
-        z_hr, z_lr = pairs.z_hr[rows].float(), pairs.z_lr[rows].float()
-        t = torch.randint(len(model.abar), (batch,), generator=generator)
-        noise = torch.randn(z_hr.shape, generator=generator)
-        found = model.noise(model.diffuse(model.diffused.x0(z_hr, z_lr), noise, t), z_lr, t)
+    def loss(network: nn.Module, batch: Latents, random: Generator) -> Tensor:
+        z_hr, z_lr = batch
+        t = torch.randint(len(model.abar), (len(z_hr),), generator=random)
+        noise = torch.randn(z_hr.shape, generator=random).to(z_hr)
+        found = network(model.diffuse(model.diffused.x0(z_hr, z_lr), noise, t), z_lr, t.to(z_hr.device))
         error = (found - noise).square().mean((1, 2, 3))
-        return (error / model.abar[t] if weighting == "v" else error).mean()
+        weighted: Tensor = error / model.abar[t].to(error) if weighting == "v" else error
+        return weighted.mean()
 
     return loss
 
@@ -85,7 +99,7 @@ class Targets:
 
 def noise_of(seed: int, rows: Tensor, shape: torch.Size) -> Tensor:
     """Standard normal noise `(B, *shape)`, each row a function of the seed and its number."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + row)) for row in rows.tolist()])
+    return torch.stack([torch.randn(shape, generator=seeded(seed, row)) for row in rows.tolist()]) if len(rows) else torch.zeros(0, *shape)
 
 
 @torch.no_grad()
@@ -121,12 +135,33 @@ def student_of(teacher: ConditionalModel) -> ConditionalModel:
     return copy.deepcopy(teacher)
 
 
-def distillation_loss(
-    student: ConditionalModel, pairs: Pairs, targets: Targets, terms: Terms, batch: int, vae: AutoencoderKL | None = None, perceptual: Perceptual | None = None
-) -> LossOf:
-    """Eq. (23) and the optional terms, errors of latents of the residual's scale (so that weights mean the same in both parametrisations).
+Lesson = dict[str, Tensor]
+"""`noise`, `z_lr`, `z_hr (B, C, h, w)`, `hr (B, 3, H, W)` in [-1, 1], and `taught (b, C, h, w)`: the teacher's latents of the first b."""
 
-    Half of a batch are pairs that the teacher has sampled, with its noise; the other terms see all pairs, with fresh noise. Pure Eq. (23) has the former only.
+
+def draw_lessons(pairs: Pairs, targets: Targets, terms: Terms) -> Draw:
+    """Draws pairs that the teacher has sampled, with its noise; if other terms than Eq. (23) count too, only half are such, the rest any pairs and noise."""
+    alone = not (terms.hr or terms.image_l1 or terms.lpips)
+
+    def draw(random: Generator, n: int) -> Lesson:
+        taught = n if alone else max(1, n // 2) if terms.teacher else 0
+        rows = torch.randint(len(targets.latents), (taught,), generator=random)
+        others = torch.randint(len(pairs), (n - taught,), generator=random)
+        fresh = torch.randn(len(others), *pairs.z_lr.shape[1:], generator=random)
+        everything = torch.cat([rows, others])
+        return {
+            "noise": torch.cat([targets.noise(rows), fresh]),
+            "z_lr": pairs.z_lr[everything].float(),
+            "z_hr": pairs.z_hr[everything].float(),
+            "hr": pairs.hr[everything].float() / 127.5 - 1,
+            "taught": targets.latents[rows].float(),
+        }
+
+    return draw
+
+
+def distillation_loss(student: ConditionalModel, terms: Terms, vae: AutoencoderKL | None = None, perceptual: Perceptual | None = None) -> Loss:
+    """Eq. (23) and the optional terms; errors of latents in units of the residual's scale, so that weights mean the same in both parametrisations.
 
     Raises:
         InputError: a term needs a decoder or a perceptual distance that is not given.
@@ -135,28 +170,21 @@ def distillation_loss(
         raise InputError("terms in image space need the decoder")
     if terms.lpips and perceptual is None:
         raise InputError("the LPIPS term needs the package lpips; pip install lpips, or leave the term out")
-
     unit = student.diffused.scale**2 if student.diffused.target == "residual" else 1.0
-    taught = batch if terms.hr + terms.image_l1 + terms.lpips == 0 else max(1, batch // 2) if terms.teacher else 0
 
-    def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(targets.latents), (taught,), generator=generator)
-        others = torch.randint(len(pairs), (batch - taught,), generator=generator)
-        shape = pairs.z_lr.shape[1:]
-        noise = torch.cat([targets.noise(rows) if taught else torch.zeros(0, *shape), torch.randn(len(others), *shape, generator=generator)])
-        everything = torch.cat([rows, others])
-        z_lr = pairs.z_lr[everything].float()
-        found = student.one_step(noise, z_lr)
-        total = torch.zeros(())
-        if taught:
-            total = total + terms.teacher / unit * (found[:taught] - targets.latents[rows].float()).square().mean()
+    def loss(network: nn.Module, lesson: Lesson, random: Generator) -> Tensor:
+        del random
+        found = student.one_step(lesson["noise"], lesson["z_lr"], network)
+        total = torch.zeros((), device=found.device)
+        if len(lesson["taught"]):
+            total = total + terms.teacher / unit * (found[: len(lesson["taught"])] - lesson["taught"]).square().mean()
         if terms.hr:
-            total = total + terms.hr / unit * (found - pairs.z_hr[everything].float()).square().mean()
+            total = total + terms.hr / unit * (found - lesson["z_hr"]).square().mean()
         if vae is not None and (terms.image_l1 or terms.lpips):
-            image, wanted = decode(vae, found), pairs.hr[everything].float() / 127.5 - 1
-            total = total + terms.image_l1 * (image - wanted).abs().mean()
+            image = decode(vae, found)
+            total = total + terms.image_l1 * (image - lesson["hr"]).abs().mean()
             if perceptual is not None and terms.lpips:
-                total = total + terms.lpips * perceptual(image, wanted).mean()
+                total = total + terms.lpips * perceptual(image, lesson["hr"]).mean()
         return total
 
     return loss
