@@ -27,7 +27,7 @@ Divergence = Callable[..., Tensor]
 """(teacher output, candidate output), each `(B, ...)` -> per-sample values `(B,)`; one that takes three is also given the samples' target."""
 
 _VERSION = 1  # of the numbers: raise it when the same candidate would measure differently
-_RACING_Z = 4.0  # standard errors between the mean and eps before a verdict counts as clear
+_RACING_Z = 3.0  # standard errors between the estimated mean and eps before a verdict counts as clear
 
 
 def mean_squared_error(teacher: Tensor, candidate: Tensor) -> Tensor:
@@ -65,12 +65,39 @@ def clustered_stderr(values: Floats, groups: np.ndarray) -> float:
     return float(np.sqrt(n_groups / (n_groups - 1) * np.square(sums).sum()) / len(values)) if n_groups > 1 else 0.0
 
 
+def estimated_mean(values: Floats, groups: np.ndarray, references: Sequence[Floats] = ()) -> tuple[float, float]:
+    """The mean over all `n` samples, estimated from the first `m`, and its standard error, which is 0 once all are there.
+
+    All candidates are measured on the same samples, so what makes a sample hard cancels against a candidate that was measured on all of them. Of the
+    plain mean and the ratio estimators (Cochran, Sampling Techniques, chapter 6) to each reference, the surest is taken. Errors of a ratio
+    estimator are taken to be proportional to the reference's values, since missing samples with large ones matter most.
+
+    Args:
+        values: of the first `m` samples, `(m,)`.
+        groups: what each of all samples belongs to, `(n,)`.
+        references: values of other candidates on all samples, `(n,)` each.
+    """
+    n, m, mean = len(groups), len(values), float(values.mean())
+    if m == n or len(np.unique(groups[:m])) < 2:
+        return mean, 0.0 if m == n else np.inf
+    best = mean, float(np.sqrt(1 - m / n) * clustered_stderr(values, groups[:m]))
+    for reference in references:
+        seen, missing = reference[:m], reference[m:]
+        if seen.sum() > 0:
+            ratio = values.sum() / seen.sum()
+            spread = m * clustered_stderr(values - ratio * seen, groups[:m]) / np.sqrt(np.square(seen).sum())
+            left = np.square(missing).sum() + np.square(seen).sum() * (missing.sum() / seen.sum()) ** 2
+            estimate = float((values.sum() + ratio * missing.sum()) / n), float(spread * np.sqrt(left) / n)
+            best = min(best, estimate, key=lambda known: known[1])
+    return best
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How candidates are measured. `chunk` samples at a time; racing may stop after `min_chunks`; `reuse_mb` bounds kept step outputs."""
 
     chunk: int = 32
-    min_chunks: int = 2
+    min_chunks: int = 1
     reuse_mb: int = 1024
     numerics: Numerics = FP32
 
@@ -173,6 +200,7 @@ class DivergenceEvaluator:
         self._groups = samples.groups.numpy()
         self._traces: dict[int, _Trace | _WholePass] = {}
         self._teacher: dict[int, Tensor] = {}
+        self._whole: dict[Candidate, Floats] = {}  # values on all samples
 
     @property
     def n_samples(self) -> int:
@@ -210,14 +238,29 @@ class DivergenceEvaluator:
     def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Measurement]:
         """Mean divergence of each candidate with its clustered standard error.
 
-        With `eps`, a candidate is dropped after a chunk once its mean lies 4 standard errors from every eps (racing);
+        With `eps`, a candidate is dropped after a chunk once its mean is clearly on one side of every eps (racing);
         without, all samples are used. Candidates are run in lexicographic order, which shares the most step outputs.
         """
+        return self._measure(candidates, eps, ())
+
+    def measure_beside(self, candidate: Candidate, eps: Sequence[float], complete: Sequence[Candidate]) -> Measurement:
+        """Like `measure`, compared with candidates that were measured on all samples."""
+        return self._measure([candidate], eps, self._references(complete))[0]
+
+    def _references(self, complete: Sequence[Candidate]) -> list[Floats]:
+        """Their values on all samples, `(n,)` each: measured again where no cache holds them, so that a verdict never depends on the cache."""
+        for candidate in complete:
+            if candidate not in self._whole:
+                self.remember(candidate, self.values(candidate))
+            if candidate not in self._whole:
+                self._measure([candidate], (), ())
+        return [self._whole[candidate] for candidate in complete if candidate in self._whole]
+
+    def _measure(self, candidates: Sequence[Candidate], eps: Sequence[float], references: Sequence[Floats]) -> list[Measurement]:
         started = time.monotonic()
-        keys = [self._key(candidate) for candidate in candidates]
-        values = [self._cache.get(key) if self._cache else np.empty(0) for key in keys]
+        values = [self.values(candidate) for candidate in candidates]
         known = [len(v) for v in values]
-        used = [self._decided(v, eps) for v in values]
+        used = [self._decided(v, eps, references) for v in values]
         failed: dict[int, str] = {}
         order = sorted(range(len(candidates)), key=lambda i: candidates[i])
         for number in range(len(self._chunks)):
@@ -226,26 +269,25 @@ class DivergenceEvaluator:
                     continue
                 try:
                     values[i] = np.concatenate([values[i], self._measure_chunk(number, candidates[i])])
-                    used[i] = self._verdict(values[i], eps)
+                    used[i] = self._verdict(values[i], eps, references)
                 except MemoryError as error:
                     failed[i], used[i] = str(error), len(values[i])
-        for key, value, had in zip(keys, values, known, strict=True):
-            # in micro-batches values round otherwise, and are not those of the cache's key
-            if self._cache is not None and len(value) > had and np.isfinite(value).all() and self._parts == 1:
-                self._cache.put(key, value)
+        for candidate, value, had in zip(candidates, values, known, strict=True):
+            if len(value) > had and np.isfinite(value).all():
+                self._keep(candidate, value)
         seconds = (time.monotonic() - started) / max(1, sum(len(v) > had for v, had in zip(values, known, strict=True)))
         return [
             Measurement(None, n_samples=len(v), reason=failed[i])
             if i in failed
-            else self._measurement(v[: n or len(v)], 0.0 if len(v) == had else seconds, len(v) == had)
+            else self._measurement(v[: n or len(v)], references, 0.0 if len(v) == had else seconds, len(v) == had)
             for i, (v, n, had) in enumerate(zip(values, used, known, strict=True))
         ]
 
-    def known(self, candidate: Candidate, eps: Sequence[float] = ()) -> Measurement | None:
+    def known(self, candidate: Candidate, eps: Sequence[float] = (), complete: Sequence[Candidate] = ()) -> Measurement | None:
         """The measurement as the cache holds it; None if samples are left to run."""
-        values = self.values(candidate)
-        used = self._decided(values, eps)
-        return None if used is None else self._measurement(values[:used], 0.0, True)
+        values, references = self.values(candidate), self._references(complete)
+        used = self._decided(values, eps, references)
+        return None if used is None else self._measurement(values[:used], references, 0.0, True)
 
     def values(self, candidate: Candidate) -> Floats:
         """The divergence of each sample as far as the cache holds them, `(m,)`."""
@@ -253,31 +295,42 @@ class DivergenceEvaluator:
 
     def remember(self, candidate: Candidate, values: Floats) -> None:
         """Keeps values that another process measured."""
-        if self._cache is not None and len(values):
+        if len(values) == self.n_samples:
+            self._whole[candidate] = values
+        if self._cache is not None and len(values) > len(self.values(candidate)):
             self._cache.put(self._key(candidate), values)
 
-    def _measurement(self, values: Floats, seconds: float, cached: bool) -> Measurement:
-        if not np.isfinite(values).all():
-            return Measurement(None, n_samples=len(values), seconds=seconds, reason=f"divergence is not finite ({values[~np.isfinite(values)][0]})")
-        stderr = clustered_stderr(values, self._groups[: len(values)])
-        return Measurement(float(values.mean()), stderr, len(values), seconds, complete=len(values) == self.n_samples, cached=cached)
+    def _keep(self, candidate: Candidate, values: Floats) -> None:
+        """Keeps values measured here; in micro-batches they round otherwise, and are not those of the cache's key."""
+        if self._parts == 1:
+            self.remember(candidate, values)
+        elif len(values) == self.n_samples:
+            self._whole[candidate] = values
 
-    def _decided(self, values: Floats, eps: Sequence[float]) -> int | None:
+    def _measurement(self, values: Floats, references: Sequence[Floats], seconds: float, cached: bool) -> Measurement:
+        n = len(values)
+        if not np.isfinite(values).all():
+            return Measurement(None, n_samples=n, seconds=seconds, reason=f"divergence is not finite ({values[~np.isfinite(values)][0]})")
+        mean, noise = estimated_mean(values, self._groups, references)
+        stderr = clustered_stderr(values, self._groups[:n])
+        return Measurement(mean, stderr, n, seconds, complete=n == self.n_samples, cached=cached, attrs={"noise": noise})
+
+    def _decided(self, values: Floats, eps: Sequence[float], references: Sequence[Floats]) -> int | None:
         """Number of cached samples at which racing would have stopped, so that a cache never changes a result; None if it goes on."""
         size = self._settings.chunk
         for end in (*range(size, len(values), size), len(values)):
-            used = self._verdict(values[:end], eps)
+            used = self._verdict(values[:end], eps, references)
             if used is not None:
                 return used
         return None
 
-    def _verdict(self, values: Floats, eps: Sequence[float]) -> int | None:
+    def _verdict(self, values: Floats, eps: Sequence[float], references: Sequence[Floats]) -> int | None:
         if len(values) == self.n_samples or (len(values) and not np.isfinite(values).all()):
             return len(values)
         if not eps or len(values) < self._settings.min_chunks * self._settings.chunk:
             return None
-        mean, stderr = values.mean(), clustered_stderr(values, self._groups[: len(values)])
-        return len(values) if all(abs(mean - e) > _RACING_Z * stderr for e in eps) else None
+        mean, noise = estimated_mean(values, self._groups, references)
+        return len(values) if all(abs(mean - e) > _RACING_Z * noise for e in eps) else None
 
     def _measure_chunk(self, number: int, candidate: Candidate) -> Floats:
         if number not in self._teacher:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from nas.errors import InputError, NasError
+from nas.protocols import MeasuresBeside
 from nas.space import Candidate
 from nas.trial import Measurement
 
@@ -130,7 +131,7 @@ class CalibratesByBlock(Protocol):
 class KnowsMeasured(Protocol):
     """An evaluator that can tell what it need not measure again."""
 
-    def known(self, candidate: Candidate, eps: Sequence[float] = ()) -> Measurement | None:
+    def known(self, candidate: Candidate, eps: Sequence[float] = (), complete: Sequence[Candidate] = ()) -> Measurement | None:
         """The measurement as the cache holds it; None if something is left to measure."""
         ...
 
@@ -171,20 +172,31 @@ class ReceiveBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A task: the divergence of one candidate, on measured or held-out samples."""
+    """A task: the divergence of one candidate, on measured or held-out samples, beside others and their values on all samples."""
 
     candidate: Candidate
     eps: tuple[float, ...] = ()
     heldout: bool = False
     left_out: Blocks = field(default_factory=dict)
+    complete: "Mapping[Candidate, Floats]" = field(default_factory=dict)
 
     def __call__(self, place: Workplace) -> "tuple[Measurement, Floats | None]":
         """The measurement, and the value of each sample where the evaluator keeps them."""
         task = place.task(self.left_out)
         evaluator = task.verifier if self.heldout else task.evaluator
         assert evaluator is not None
-        measured = evaluator.measure([self.candidate], self.eps)[0]
+        if isinstance(evaluator, KnowsMeasured):
+            for candidate, values in self.complete.items():
+                evaluator.remember(candidate, values)
+        measured = measured_beside(evaluator, self.candidate, self.eps, tuple(self.complete))
         return measured, evaluator.values(self.candidate) if isinstance(evaluator, KnowsMeasured) else None
+
+
+def measured_beside(evaluator: "Evaluator", candidate: Candidate, eps: Sequence[float], complete: Sequence[Candidate]) -> Measurement:
+    """The measurement of one candidate, beside others where the evaluator can."""
+    if complete and isinstance(evaluator, MeasuresBeside):
+        return evaluator.measure_beside(candidate, eps, complete)
+    return evaluator.measure([candidate], eps)[0]
 
 
 def prepare(space: "Space", progress: "Progress", left_out: Blocks | None = None) -> "Task":
@@ -231,14 +243,17 @@ class RemoteEvaluator:
         """What the workers are doing, in a few words."""
         return self._executor.state
 
-    def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
+    def submit(self, candidate: Candidate, eps: Sequence[float] = (), complete: Sequence[Candidate] = ()) -> "Future[Measurement]":
         """The measurement of one candidate, to come."""
         answer: Future[Measurement] = Future()
-        known = self._local.known(candidate, eps) if isinstance(self._local, KnowsMeasured) else None
-        if known is not None:
-            answer.set_result(known)
-            return answer
-        work = self._executor.submit(Measure(candidate, tuple(eps), self._heldout, self._left_out))
+        beside: Mapping[Candidate, Floats] = {}
+        if isinstance(self._local, KnowsMeasured):
+            known = self._local.known(candidate, eps, complete)
+            if known is not None:
+                answer.set_result(known)
+                return answer
+            beside = {other: self._local.values(other) for other in complete}
+        work = self._executor.submit(Measure(candidate, tuple(eps), self._heldout, self._left_out, beside))
         work.add_done_callback(lambda done: self._arrived(candidate, done, answer))
         return answer
 

@@ -66,6 +66,15 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class MeasuresBeside(Protocol):
+    """An evaluator that needs fewer samples of a candidate beside others that were measured on all of them."""
+
+    def measure_beside(self, candidate: Candidate, eps: Sequence[float], complete: Sequence[Candidate]) -> Measurement:
+        """Like `measure`; depends on the values of the complete candidates, not on where they come from."""
+        ...
+
+
+@runtime_checkable
 class MeasuresApart(Protocol):
     """An evaluator whose measurements run elsewhere, `width` at a time."""
 
@@ -79,8 +88,8 @@ class MeasuresApart(Protocol):
         """What those who measure are doing, in a few words."""
         ...
 
-    def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
-        """The measurement of one candidate, to come."""
+    def submit(self, candidate: Candidate, eps: Sequence[float] = (), complete: Sequence[Candidate] = ()) -> "Future[Measurement]":
+        """The measurement of one candidate, beside others that were measured on all samples, to come."""
         ...
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from nas.errors import ContractError
+from nas.executor import measured_beside
 from nas.problem import Problem
 from nas.protocols import Evaluator, MeasuresApart, Optimizer, Predicts
 from nas.record import Record
@@ -66,10 +67,10 @@ class Study:
         under_way: deque[tuple[Candidate, Future[Measurement]]] = deque()
         while len(trials) < n_trials:
             while len(under_way) < self._width and len(trials) + len(under_way) < n_trials:
-                candidate = self._next(trials, [c for c, _ in under_way])
+                candidate, seen = self._next(trials, [c for c, _ in under_way])
                 if candidate is None:
                     break
-                under_way.append((candidate, self._start(candidate)))
+                under_way.append((candidate, self._start(candidate, seen)))
             if not under_way:
                 # the teacher is known and need not be measured
                 left = self.problem.space.n_candidates - len({self.problem.space.teacher, *(t.candidate for t in trials)})
@@ -94,8 +95,11 @@ class Study:
     def _width(self) -> int:
         return self._evaluator.width if isinstance(self._evaluator, MeasuresApart) else 1
 
-    def _next(self, trials: Sequence[Trial], under_way: Sequence[Candidate]) -> Candidate | None:
-        """Proposal number k sees the results 1..k-w, whoever finished first; more only where the optimizer has nothing to propose on these."""
+    def _next(self, trials: Sequence[Trial], under_way: Sequence[Candidate]) -> tuple[Candidate | None, Sequence[Trial]]:
+        """Proposal number k and the trials it sees: the results 1..k-w, whoever finished first.
+
+        More only where the optimizer has nothing to propose on these.
+        """
         started = time.process_time()
         known = [t.candidate for t in trials]
         for seen in range(max(0, len(trials) + len(under_way) - self._width + 1), len(trials) + 1):
@@ -104,14 +108,15 @@ class Study:
             if proposed:
                 break
         self.record.set_fact("seconds_proposing", self.seconds_proposing + time.process_time() - started)
-        return self._checked(proposed[0], [*known, *under_way]) if proposed else None
+        return self._checked(proposed[0], [*known, *under_way]) if proposed else None, trials[:seen]
 
-    def _start(self, candidate: Candidate) -> "Future[Measurement]":
-        """The measurement of a candidate, under way elsewhere or done here."""
+    def _start(self, candidate: Candidate, seen: Sequence[Trial]) -> "Future[Measurement]":
+        """The measurement of a candidate, under way elsewhere or done here, beside those of the trials it was proposed on that are complete."""
+        complete = [trial.candidate for trial in seen if trial.divergence is not None and not trial.partial]
         if isinstance(self._evaluator, MeasuresApart):
-            return self._evaluator.submit(candidate, self.problem.eps)
+            return self._evaluator.submit(candidate, self.problem.eps, complete)
         done: Future[Measurement] = Future()
-        done.set_result(self._evaluator.measure([candidate], self.problem.eps)[0])
+        done.set_result(measured_beside(self._evaluator, candidate, self.problem.eps, complete))
         return done
 
     def incumbent(self, eps: float, trials: Sequence[Trial] | None = None) -> Trial | None:
@@ -155,9 +160,10 @@ class Study:
         divergence, reason = measured.divergence, measured.reason
         if divergence is not None and not math.isfinite(divergence):
             divergence, reason = None, f"divergence is not finite ({divergence})"
+        flags = {"cached": measured.cached, "partial": not measured.complete}
         return Trial(
             len(trials), candidate, costs, divergence, measured.stderr, measured.n_samples, measured.seconds,
-            "failed" if divergence is None else "complete", reason, {**measured.attrs, **({"cached": True} if measured.cached else {})},
+            "failed" if divergence is None else "complete", reason, {**measured.attrs, **{name: True for name, holds in flags.items() if holds}},
         )  # fmt: skip
 
     def _may_win(self, measured: Measurement, costs: dict[str, float], trials: Sequence[Trial]) -> bool:

@@ -13,7 +13,8 @@ State = Literal["complete", "failed"]
 class Measurement:
     """The divergence of one candidate, a mean over `n_samples`, or the reason why there is none.
 
-    `stderr` is the standard error of the mean, clustered by the unit of independence. `complete` is False when racing stopped
+    `stderr` is the standard error of the mean, clustered by the unit of independence; `attrs["noise"]` the part of it in which candidates differ, where
+    all are measured on the same samples: 0 once all samples were used. `complete` is False when racing stopped
     before all samples were used. `cached` measurements cost nothing.
     """
 
@@ -41,6 +42,16 @@ class Trial:
     state: State = "complete"
     reason: str = ""
     attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> float:
+        """The standard error that a comparison with other trials has to reckon with."""
+        return float(self.attrs.get("noise", self.stderr))
+
+    @property
+    def partial(self) -> bool:
+        """Whether racing stopped before all samples were used."""
+        return bool(self.attrs.get("partial", False))
 
 
 def incumbent(trials: Sequence[Trial], eps: float, metric: str = "params") -> Trial | None:

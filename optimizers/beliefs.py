@@ -33,7 +33,7 @@ class Record:
         """The trials that have a finite divergence, in their order; the teacher is known and left out."""
         told = [t for t in trials if t.divergence is not None and math.isfinite(t.divergence) and any(t.candidate)]
         y = np.array([t.divergence for t in told], dtype=np.float64)
-        stderr = np.array([t.stderr if math.isfinite(t.stderr) else 0.0 for t in told], dtype=np.float64)
+        stderr = np.array([t.noise if math.isfinite(t.noise) else 0.0 for t in told], dtype=np.float64)
         x = np.array([t.candidate for t in told], dtype=np.int64).reshape(len(told), len(problem.space.sizes))
         return cls(x, y, stderr, _typical(problem.eps, y))
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from nas.data import Samples, Splits
 from nas.evaluators.cache import EvaluationCache
-from nas.evaluators.divergence import DivergenceEvaluator, Settings, clustered_stderr
+from nas.evaluators.divergence import DivergenceEvaluator, Settings, clustered_stderr, estimated_mean
 from nas.graph import StageGraph
 from tests.conftest import Down, Up
 
@@ -82,8 +82,42 @@ def test_racing_stops_early_far_from_eps_and_never_near_it(graph: StageGraph, bl
     assert full.divergence is not None
     far = evaluator.measure([(1, 2, 1)], [full.divergence / 100, full.divergence * 100])[0]
     near = evaluator.measure([(1, 2, 1)], [full.divergence / 100, full.divergence * 1.001])[0]
-    assert (far.n_samples, far.complete) == (32, False)
-    assert near == type(near)(full.divergence, full.stderr, 128, near.seconds)
+    assert (far.n_samples, far.complete) == (16, False)
+    assert far.attrs["noise"] > 0
+    assert near == type(near)(full.divergence, full.stderr, 128, near.seconds, attrs={"noise": 0.0})
+
+
+def test_racing_beside_a_like_candidate_needs_fewer_samples(graph: StageGraph, blocks: list[list[nn.Module]], splits: Splits, tmp_path: Path) -> None:
+    candidate, like = (1, 2, 1), (0, 2, 1)
+    whole = make(graph, blocks, splits.measure, chunk=8).measure([candidate])[0].divergence
+    assert whole is not None
+    alone = make(graph, blocks, splits.measure, chunk=8).measure([candidate], [0.97 * whole])[0]
+    beside = make(graph, blocks, splits.measure, chunk=8).measure_beside(candidate, [0.97 * whole], [like])
+    assert beside.n_samples < alone.n_samples
+    assert beside.divergence == pytest.approx(whole, abs=4 * beside.attrs["noise"])
+    cache = EvaluationCache(tmp_path / "evaluations.db")
+    make(graph, blocks, splits.measure, cache, chunk=8).measure([candidate, like])
+    cached = make(graph, blocks, splits.measure, cache, chunk=8).known(candidate, [0.97 * whole], [like])
+    assert cached is not None
+    assert (cached.divergence, cached.n_samples, cached.attrs) == (beside.divergence, beside.n_samples, beside.attrs)
+
+
+def test_the_estimated_mean_is_as_sure_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    easy = rng.lognormal(0, 1.2, 256)
+    values, other, groups = easy * rng.lognormal(0, 0.2, 256), easy * rng.lognormal(0, 0.2, 256), np.arange(256)
+    scores, gains = [], []
+    for _ in range(400):
+        order = rng.permutation(256)
+        plain = estimated_mean(values[order][:32], groups)
+        beside = estimated_mean(values[order][:32], groups, [rng.lognormal(0, 1.2, 256), other[order]])
+        scores.append((beside[0] - values.mean()) / beside[1])
+        gains.append(plain[1] / beside[1])
+    assert abs(np.mean(scores)) < 0.4
+    assert 0.7 < np.std(scores) < 1.5
+    assert np.median(gains) > 2
+    assert estimated_mean(values, groups) == (values.mean(), 0.0)
+    assert estimated_mean(values[:8], np.repeat(np.arange(2), 128))[1] == np.inf
 
 
 def test_the_cache_changes_no_value_and_serves_what_is_known(graph: StageGraph, blocks: list[list[nn.Module]], splits: Splits, tmp_path: Path) -> None:
