@@ -38,7 +38,7 @@ class CalibrationSettings:
     version: int = 1
 
 
-class _Diverged(Exception):
+class Diverged(Exception):
     """The fit met a non-finite loss; the message says where."""
 
 
@@ -54,7 +54,7 @@ def calibrate_block(block: nn.Module, features: StageFeatures, settings: Calibra
             rows = fit[torch.randint(len(fit), (settings.batch_size,), generator=order)]
             loss = relative_errors(block, features, rows).mean()
             if not torch.isfinite(loss):
-                raise _Diverged(f"loss became {loss.item()} at step {steps}, lr {optimizer.param_groups[0]['lr']:.1e}")
+                raise Diverged(f"loss became {loss.item()} at step {steps}, lr {optimizer.param_groups[0]['lr']:.1e}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(block.parameters(), 1.0)
@@ -67,7 +67,7 @@ def calibrate_block(block: nn.Module, features: StageFeatures, settings: Calibra
     if best_state is not None:
         block.load_state_dict(best_state)
     if not torch.isfinite(best).all():
-        raise _Diverged(f"held-out error is {best.tolist()} after {steps} steps")
+        raise Diverged(f"held-out error is {best.tolist()} after {steps} steps")
     return dict(zip(features.step.writes, best.tolist(), strict=True)), steps
 
 
@@ -158,7 +158,7 @@ class Calibrator:
             errors, steps = calibrate_block(module, features, self.settings)
             weights = module.state_dict()
             record = replace(record, error=sum(errors.values()) / len(errors), errors=errors, steps=steps)
-        except _Diverged as failure:
+        except Diverged as failure:
             record = replace(record, reason=str(failure))
         self.store.put(self.key(stage, choice), replace(record, seconds=round(time.monotonic() - started, 3)), weights)
 

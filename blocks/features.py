@@ -2,14 +2,14 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.data import Samples
 from nas.errors import ContractError
@@ -59,9 +59,15 @@ class StageFeatures:
 
 
 def collect_features(
-    graph: StageGraph, stages: Sequence[str], samples: Samples, progress: Progress, batch_size: int = 32, folder: Path | None = None
+    graph: StageGraph,
+    stages: Sequence[str],
+    samples: Samples,
+    progress: Progress,
+    batch_size: int = 32,
+    folder: Path | None = None,
+    blocks: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, StageFeatures]:
-    """Runs the teacher once over the samples and keeps what the named stages read and wrote.
+    """Runs the teacher, with other modules at the steps that `blocks` names, once over the samples and keeps what the named stages read and wrote.
 
     Values that several stages share are kept once: a stage's reads are another's writes. With a `folder` they lie in memory-mapped files there.
     """
@@ -69,7 +75,7 @@ def collect_features(
     start = 0
     with torch.no_grad():
         for batch in progress.track(list(samples.chunks(batch_size)), "teacher features"):
-            for key, value in _observed(graph, stages, batch).items():
+            for key, value in _observed(graph, stages, batch, blocks).items():
                 if key not in kept:
                     kept[key] = _allocate((len(samples), *value.shape[1:]), value, folder, f"{key[0]}-{len(kept)}")
                 kept[key][start : start + len(value)] = value
@@ -129,7 +135,7 @@ class FeatureBank:
         return names, sizes[stage] <= self._budget
 
 
-def _observed(graph: StageGraph, stages: Sequence[str], batch: Samples) -> dict[_Key, Tensor]:
+def _observed(graph: StageGraph, stages: Sequence[str], batch: Samples, blocks: Mapping[str, nn.Module] | None = None) -> dict[_Key, Tensor]:
     """Every value that the stages read or write on a batch."""
     position = {step.name: index for index, step in enumerate(graph.steps)}
     values: dict[_Key, Tensor] = {}
@@ -142,7 +148,7 @@ def _observed(graph: StageGraph, stages: Sequence[str], batch: Samples) -> dict[
                     raise ContractError(f"step '{step.name}': '{key[1]}' must be a tensor to be calibrated on, got {type(value).__name__}")
                 values[key] = value.detach()
 
-    graph.run(batch.inputs, observe=observe)
+    graph.run(batch.inputs, blocks, observe=observe)
     return values
 
 

@@ -224,6 +224,22 @@ class NetworkSpace:
             references=self.references,
         )
 
+    def write_model(self, chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path, beside: Mapping[str, str] | None = None) -> None:
+        """Writes the model with the given blocks at the given stages into a folder, which appears only when it is whole.
+
+        `beside` are further text files, name -> content.
+        """
+        try:
+            with whole_folder(folder) as draft:
+                if self.save is None:
+                    save_model(self.graph, chosen, draft)
+                else:
+                    self.save(chosen, draft)
+                for name, text in (beside or {}).items():
+                    (draft / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write the model to {folder}: {error.strerror}; nothing else is lost") from error
+
     def _numerics_note(self, evaluator: DivergenceEvaluator) -> tuple[str, ...]:
         numerics = self.evaluation.numerics
         if numerics.plain:
@@ -275,16 +291,8 @@ class Assembly:
 
     def export(self, candidate: Candidate, folder: Path) -> None:
         """Writes the candidate as a model into a folder, which appears only when it is whole."""
-        network = self._network
         chosen = {stage.name: (stage.choices[k], self._module(stage, stage.choices[k])) for stage, k in zip(self.stages, candidate, strict=True) if k}
-        try:
-            with whole_folder(folder) as draft:
-                if network.save is None:
-                    save_model(network.graph, chosen, draft)
-                else:
-                    network.save(chosen, draft)
-        except OSError as error:
-            raise InputError(f"cannot write the model to {folder}: {error.strerror}; nothing else is lost") from error
+        self._network.write_model(chosen, folder)
 
     def _module(self, stage: Stage, choice: Choice) -> nn.Module:
         return self._network.graph[stage.name].module if choice.recipe is None else self.modules[stage.name, choice.name]

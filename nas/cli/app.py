@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, best, blocks, cache, cite, config, dashboard, doctor, explain, models, plan, runs, search, super_resolution, tocsr
+from nas.cli import arena, best, blocks, cache, cascade, cite, config, dashboard, doctor, explain, models, plan, runs, search, super_resolution, tocsr
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -32,6 +32,7 @@ tocsr.tocsr.command("upscale")(super_resolution.upscale)
 tocsr.tocsr.command("evaluate")(super_resolution.evaluate)
 app.command("show")(runs.show)
 app.command("best")(best.best)
+app.command("cascade")(cascade.cascade)
 app.command("explain")(explain.explain)
 app.command("dashboard")(dashboard.dashboard)
 app.add_typer(config.config, name="config")

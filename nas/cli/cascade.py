@@ -1,0 +1,66 @@
+"""`nas cascade`: a run's winner made smaller by recalibrating blocks on what the blocks before them really hand on."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from nas.amounts import amount
+from nas.cli import options
+from nas.cli.console import Terminal, out, print_json, print_legend
+from nas.errors import InputError, NothingFeasible
+from nas.record import RunDirectory
+
+
+def cascade(
+    run: options.Run,
+    eps: Annotated[float | None, typer.Option("--eps", help="Which eps of the run, when it has several.")] = None,
+    trials: Annotated[int, typer.Option("--trials", help="Measurements of the search that goes on with larger eps.")] = 120,
+    threads: options.Threads = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run the Python file that the run names as its space.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Go on from a run: recalibrate cheaper candidates block by block, each on its real inputs, until one is within the same eps; save it."""
+    directory = RunDirectory.open(run)
+    config = directory.config()
+    chosen, origin = _eps(config["search"]["eps"], eps), dict(config["space"])
+    if ".py" in origin["name"] and not trust:  # the run may come from somebody else
+        raise InputError(f"run '{run}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
+    options.set_threads(threads)
+    from nas.names import resolve_space
+    from nas.spaces.cascade import CascadeSearch
+    from nas.spaces.network import NetworkSpace
+
+    space = resolve_space(origin.pop("name"), **origin)
+    if not isinstance(space, NetworkSpace):
+        raise InputError(f"run '{run}' searched '{config['space']['name']}', which has no blocks to recalibrate")
+    search = CascadeSearch(space, Terminal(quiet))
+    tried, found = search.smaller(chosen, trials=trials, seed=config["search"].get("seed", 0))
+    if found is None:
+        raise NothingFeasible(f"none of {len(tried)} candidates is within eps {chosen:g} after recalibration; give more --trials")
+    result = search.export(found, chosen, tried, directory.path / f"cascade-eps{chosen:g}")
+    if json:
+        print_json(result)
+    else:
+        _show(result, space.counted.metrics)
+
+
+def _eps(known: list[float], asked: float | None) -> float:
+    if asked is None and len(known) > 1:
+        raise InputError(f"the run has several eps; choose one with --eps: {', '.join(f'{e:g}' for e in known)}")
+    if asked is not None and asked not in known:
+        raise InputError(f"the run has no eps {asked:g}; it has: {', '.join(f'{e:g}' for e in known)}")
+    return known[0] if asked is None else asked
+
+
+def _show(result: dict[str, Any], metrics: list[str]) -> None:
+    title = f"within eps {result['eps']:g} after cascade calibration: the last row"
+    shown = Table(*metrics, "L before", "L", "held-out L", title=title, title_justify="left", box=SIMPLE_HEAD)
+    for row in result["tried"]:
+        before, after, heldout = ("-" if row[key] is None else f"{row[key]:.3g}" for key in ("divergence_before", "divergence", "heldout_divergence"))
+        shown.add_row(*(amount(row[metric]) for metric in metrics), before, after, heldout)
+    out.print(shown)
+    print_legend("L", "held-out L")
+    out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)

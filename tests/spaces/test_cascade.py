@@ -1,0 +1,50 @@
+"""The search that goes on with larger eps and recalibrates what it finds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import nas
+from nas.names import resolve_space
+from nas.progress import Quiet
+from nas.spaces.cascade import CascadeSearch
+from nas.spaces.network import NetworkSpace
+from tests.core.test_cli import nas as command
+
+TOY = f"{Path(__file__).parents[1] / 'core' / 'toy_space.py'}:make_space"
+
+
+@pytest.fixture
+def network(home: Path) -> NetworkSpace:
+    found = resolve_space(TOY)
+    assert isinstance(found, NetworkSpace)
+    return found
+
+
+def test_a_candidate_within_eps_after_recalibration_is_found_and_measured_on_both_sets(network: NetworkSpace) -> None:
+    search = CascadeSearch(network, Quiet())
+    candidate = tuple(len(stage.choices) - 1 for stage in network.stages)
+    found = search.recalibrated(candidate)
+    assert found.costs == network.counted.of(candidate)
+    assert found.after is not None
+    assert found.within(found.after)
+    assert not found.within(found.after / 2)
+    tried, best = search.smaller(found.after, reach=(4.0,), trials=27)
+    assert best is tried[-1]
+    assert all(not row.within(found.after) for row in tried[:-1])
+    assert search.smaller(1e-12, reach=(1.5,), trials=3)[1] is None or network.space.teacher in [row.candidate for row in tried]
+
+
+def test_the_command_goes_on_from_a_run_and_saves_the_model(network: NetworkSpace, tmp_path: Path) -> None:
+    run = nas.search(TOY, 0.3, workdir=tmp_path, name="run", trials=10).run
+    assert run is not None
+    assert "give --trust" in command("cascade", str(run)).stderr
+    assert "it has: 0.3" in command("cascade", str(run), "--eps", "0.4").stderr
+    done = command("cascade", str(run), "--trust", "--json", "--quiet", "--trials", "27", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["divergence"] <= 0.3
+    assert json.loads((run / "cascade-eps0.3" / "cascade.json").read_text()) == result
+    assert "after cascade calibration" in command("cascade", str(run), "--trust", "--trials", "27").stdout
+    assert network.space.encode(result["candidate"])
