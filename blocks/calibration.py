@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.blocks.features import FeatureBank, StageFeatures
+from nas.blocks.features import FeatureBank, FeatureBudget, Features, split_features
 from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.data import Samples
 from nas.errors import DamagedFile, DoesNotFit
 from nas.graph import StageGraph, call_step
-from nas.progress import Progress, Quiet
+from nas.progress import Notes, Progress
 from nas.space import Choice, Stage
 
 
@@ -42,9 +42,9 @@ class Diverged(Exception):
     """The fit met a non-finite loss; the message says where."""
 
 
-def calibrate_block(block: nn.Module, features: StageFeatures, settings: CalibrationSettings) -> tuple[dict[str, float], int]:
+def calibrate_block(block: nn.Module, features: Features, settings: CalibrationSettings) -> tuple[dict[str, float], int]:
     """Fits the block in place; returns its held-out error (MSE / variance) by output name and the steps taken."""
-    fit, heldout = features.split(settings.heldout)
+    fit, heldout = split_features(features, settings.heldout)
     optimizer = torch.optim.Adam([p for p in block.parameters() if p.requires_grad], lr=settings.lr) if _trainable(block) else None
     best, best_state, stale, steps = _errors(block, features, heldout), None, 0, 0
     order = torch.Generator().manual_seed(settings.seed)
@@ -71,7 +71,7 @@ def calibrate_block(block: nn.Module, features: StageFeatures, settings: Calibra
     return dict(zip(features.step.writes, best.tolist(), strict=True)), steps
 
 
-def relative_errors(block: nn.Module, features: StageFeatures, rows: Tensor) -> Tensor:
+def relative_errors(block: nn.Module, features: Features, rows: Tensor) -> Tensor:
     """MSE / variance of each output on the given samples, `(n_outputs,)` (Eq. 8, each output scaled by its variance)."""
     reads, targets = features.batch(rows)
     written = call_step(features.step, block, reads)
@@ -81,7 +81,7 @@ def relative_errors(block: nn.Module, features: StageFeatures, rows: Tensor) -> 
     return torch.stack(errors)
 
 
-def _errors(block: nn.Module, features: StageFeatures, rows: Tensor, batch_size: int = 64) -> Tensor:
+def _errors(block: nn.Module, features: Features, rows: Tensor, batch_size: int = 64) -> Tensor:
     with torch.no_grad():
         parts = [relative_errors(block, features, part) * len(part) for part in torch.split(rows, batch_size)]
     return torch.stack(parts).sum(0) / len(rows)
@@ -109,6 +109,7 @@ class Calibrator:
     samples: Samples
     store: BlockStore
     settings: CalibrationSettings = CalibrationSettings()
+    budget: FeatureBudget | None = None
 
     def key(self, stage: Stage, choice: Choice) -> str:
         """Content key of a block: teacher, stage, recipe, data and settings."""
@@ -143,12 +144,12 @@ class Calibrator:
     def _fill(self, missing: list[tuple[Stage, Choice]], progress: Progress) -> None:
         if not missing:
             return
-        bank = FeatureBank(self.graph, self.samples, list(dict.fromkeys(stage.name for stage, _ in missing)))
+        bank = FeatureBank(self.graph, self.samples, list(dict.fromkeys(stage.name for stage, _ in missing)), self.budget)
         bank.get(missing[0][0].name, progress)
         for stage, choice in progress.track(missing, "calibrating blocks"):
-            self.calibrate(stage, choice, bank.get(stage.name, Quiet()))
+            self.calibrate(stage, choice, bank.get(stage.name, Notes(progress)))
 
-    def calibrate(self, stage: Stage, choice: Choice, features: StageFeatures) -> None:
+    def calibrate(self, stage: Stage, choice: Choice, features: Features) -> None:
         """Fits one block and stores it, or stores the reason why it could not be fitted."""
         started = time.monotonic()
         record = BlockRecord(stage.name, choice.name, choice.recipe.spec if choice.recipe else {}, None)

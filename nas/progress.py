@@ -27,3 +27,19 @@ class Quiet:
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         del what
         yield from items
+
+
+class Notes:
+    """Passes lines on, draws no bars: for work inside of work that has one."""
+
+    def __init__(self, to: Progress) -> None:
+        self._to = to
+
+    def note(self, text: str) -> None:
+        """One line worth keeping."""
+        self._to.note(text)
+
+    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items alone."""
+        del what
+        yield from items

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
-from nas.blocks.features import FeatureBank
+from nas.blocks.features import FeatureBank, FeatureBudget
 from nas.blocks.saved import save_model
 from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
@@ -51,6 +51,7 @@ class NetworkSpace:
         loss: the task's own loss, reported beside the divergence; optional.
         save: writes an assembled candidate as a model; by default `nas.blocks.saved` does, in a form that it reads back.
         calibration: how blocks are fitted.
+        feature_budget: memory and disk for what they are fitted to; decides no result but rounding.
         evaluation: how candidates are measured.
         notes: lines that every search on it prints.
         legend: how to read the names of its blocks.
@@ -69,6 +70,7 @@ class NetworkSpace:
     loss: Loss | None = None
     save: Save | None = None
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    feature_budget: FeatureBudget = field(default_factory=FeatureBudget)
     evaluation: Settings = field(default_factory=Settings)
     home: Path | None = None
     notes: tuple[str, ...] = ()
@@ -105,7 +107,7 @@ class NetworkSpace:
 
     def calibrator(self) -> Calibrator:
         """What fits this space's surrogate blocks."""
-        return Calibrator(self.graph, self.teacher_key, self.data.fit, BlockStore(self.root / "blocks"), self.calibration)
+        return Calibrator(self.graph, self.teacher_key, self.data.fit, BlockStore(self.root / "blocks"), self.calibration, self.feature_budget)
 
     def costs(self) -> CostTable:
         """Exact costs of every choice, counted without calibrating anything."""
@@ -199,7 +201,7 @@ class NetworkSpace:
 
     @cached_property
     def _features(self) -> FeatureBank:
-        return FeatureBank(self.graph, self.data.fit, [stage.name for stage in self.stages])
+        return FeatureBank(self.graph, self.data.fit, [stage.name for stage in self.stages], self.feature_budget)
 
     def prepare(self, progress: Progress, left_out: Mapping[tuple[str, str], str] | None = None) -> Task:
         """Checks and calibrates the blocks, those `left_out` with a reason apart; counts costs, opens the evaluators."""

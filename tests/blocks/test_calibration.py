@@ -9,7 +9,7 @@ from torch import nn
 
 from nas.blocks import calibration as module
 from nas.blocks.calibration import CalibrationSettings, Calibrator, calibrate_block, calibration_errors, relative_errors
-from nas.blocks.features import collect_features
+from nas.blocks.features import collect_features, split_features
 from nas.blocks.store import BlockStore
 from nas.data import Splits
 from nas.graph import StageGraph
@@ -41,7 +41,7 @@ def test_features_of_neighbours_share_memory(graph: StageGraph, splits: Splits) 
 
 def test_fit_and_heldout_rows_share_no_group(graph: StageGraph, splits: Splits) -> None:
     features = collect_features(graph, ["a"], splits.fit, Quiet())["a"]
-    fit, heldout = features.split(0.25)
+    fit, heldout = split_features(features, 0.25)
     assert not set(features.groups[fit].tolist()) & set(features.groups[heldout].tolist())
     assert len(fit) + len(heldout) == len(splits.fit)
 
@@ -50,7 +50,7 @@ def test_calibration_lowers_the_heldout_error_of_every_output(graph: StageGraph,
     features = collect_features(graph, ["b"], splits.fit, Quiet())["b"]
     torch.manual_seed(1)
     block = Down(8)
-    _, heldout = features.split()
+    _, heldout = split_features(features)
     before = relative_errors(block, features, heldout)
     errors, steps = calibrate_block(block, features, replace(FAST, max_steps=200))
     assert steps > 0

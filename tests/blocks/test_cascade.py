@@ -9,7 +9,7 @@ import torch
 from nas.blocks import cascade as module
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, Diverged, relative_errors
 from nas.blocks.cascade import Cascade
-from nas.blocks.features import collect_features
+from nas.blocks.features import collect_features, split_features
 from nas.blocks.store import BlockStore
 from nas.data import Splits
 from nas.graph import StageGraph, call_step
@@ -47,7 +47,7 @@ def test_blocks_are_fitted_to_what_the_teachers_block_makes_of_their_real_input(
     assert torch.equal(skip, inside["skip"])
     wanted = module._answers(features)
     assert torch.allclose(wanted[0], graph["c"].module(h, skip))
-    rows = features.split()[1]
+    rows = split_features(features)[1]
     before, after = (float(relative_errors(blocks["c"].module, replace(features, writes=wanted), rows)) for blocks in (chosen, done))
     assert after < before
     assert done["c"].record.error == pytest.approx(after, rel=1e-3)
