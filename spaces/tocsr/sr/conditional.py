@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from nas.errors import InputError
 from nas.spaces.tocsr.compact import CompactUNet
+
+LEAST_ABAR = 1e-4
+"""Of a schedule's last step: below, x_0 from eps loses more than two digits of float32."""
 
 TARGETS = ("latent", "residual")
 
@@ -83,6 +85,8 @@ class ConditionalModel(nn.Module):
         text = torch.zeros(1, 1, int(unet.config.cross_attention_dim)) if context is None else context
         self.register_buffer("context", text, persistent=False)
         assert unet.noise_conversion is not None
+        if float(unet.noise_conversion.alphas_cumprod[-1]) < LEAST_ABAR:
+            raise InputError("the noise schedule must leave some signal at t = T, or one step cannot tell x_0 from noise; use SD1.5's betas")
         self.abar: Tensor = unet.noise_conversion.alphas_cumprod.clone()
 
     @property
@@ -111,17 +115,16 @@ class ConditionalModel(nn.Module):
         return self.diffused.latent(x0, z_lr)
 
     def sample(self, noise: Tensor, z_lr: Tensor, steps: int) -> Tensor:
-        """The latent after `steps` steps of DDIM from noise; one step is `one_step`."""
+        """The latent after `steps` steps of DDIM (without noise of its own) from noise at t = T, evenly spaced; one step is `one_step`."""
         if steps < 1 or steps > len(self.abar):
             raise InputError(f"steps must be 1 to {len(self.abar)}, got {steps}")
         if steps == 1:
             return self.one_step(noise, z_lr)
-        ddim = DDIMScheduler.from_config(
-            {**self.scheduler, "prediction_type": "epsilon", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
-        )
-        ddim.set_timesteps(steps, device=noise.device)
+        timesteps = [round(len(self.abar) * (1 - k / steps)) - 1 for k in range(steps)]
         x = noise
-        for t in ddim.timesteps:
-            eps = self(x, z_lr, t.expand(len(x)))
-            x = ddim.step(eps, t, x).prev_sample
+        for t, after in zip(timesteps, [*timesteps[1:], None], strict=True):
+            abar, left = self.abar[t].to(x), torch.ones(()).to(x) if after is None else self.abar[after].to(x)
+            eps = self(x, z_lr, torch.full((len(x),), t, device=x.device))
+            x0 = (x - (1 - abar).sqrt() * eps) / abar.sqrt()
+            x = left.sqrt() * x0 + (1 - left).sqrt() * eps
         return self.diffused.latent(x, z_lr)
