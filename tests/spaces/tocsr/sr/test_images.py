@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from nas.errors import InputError
-from nas.spaces.tocsr.sr import images
 from nas.spaces.tocsr.sr.images import joined, note_of, read_picture, split, write_picture
 from nas.spaces.tocsr.sr.pairs import upsample
 
@@ -80,9 +79,8 @@ def test_an_animation_is_refused(tmp_path: Path) -> None:
 
 def test_a_huge_picture_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.png")
-    monkeypatch.setattr(images, "MOST_PIXELS", 40)
     with pytest.raises(InputError, match="at most 40 pixels, got 8 x 6"):
-        read_picture(tmp_path / "a.png")
+        read_picture(tmp_path / "a.png", most=40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(InputError, match="too large; cut it into parts"):
         read_picture(tmp_path / "a.png")
