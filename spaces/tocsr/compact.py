@@ -19,6 +19,7 @@ from nas.blocks.diff import Row, diff_text
 from nas.errors import DamagedFile, InputError, NasError
 from nas.files import MANIFEST, damage, read_json
 from nas.graph import StageGraph
+from nas.spaces.tocsr.folding import Saved, fold, reserve
 from nas.spaces.tocsr.library import LIBRARY_VERSION
 from nas.spaces.tocsr.recipes import StageRecipe
 from nas.spaces.tocsr.stages import Stage
@@ -31,6 +32,7 @@ _OWN = (
     inspect.Parameter("library_version", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=LIBRARY_VERSION),
     inspect.Parameter("input_skip", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False),
     inspect.Parameter("scheduler", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
+    inspect.Parameter("folded_tokens", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
 )
 _STOCK = tuple(inspect.signature(UNet2DConditionModel.__init__).parameters.values())
 
@@ -53,11 +55,14 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
         library_version: of the recipes; another version is refused.
         input_skip: the network predicts the noise less sqrt(1 - abar_t) x_t, which is added to its output.
         scheduler: the diffusers scheduler config (betas, prediction type) that an input skip or a v prediction needs.
+        folded_tokens: length of the text context that is folded into cross-attention (see `folding`); None if text is read.
     """
 
     __init__ = register_to_config(_configured)
 
-    def _restage(self, architecture: Mapping[str, Any] | None, library_version: str, input_skip: bool, scheduler: Mapping[str, Any] | None) -> None:
+    def _restage(
+        self, architecture: Mapping[str, Any] | None, library_version: str, input_skip: bool, scheduler: Mapping[str, Any] | None, folded_tokens: int | None
+    ) -> None:
         if library_version != LIBRARY_VERSION:
             raise InputError(f"the model is of library version {library_version}, this toolkit builds version {LIBRARY_VERSION}; use the one that made it")
         if input_skip and scheduler is None:
@@ -70,6 +75,8 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
                 raise InputError(f"config: architecture names stage '{name}', the network has {', '.join(stages)}")
             stages[name] = StageRecipe.of(spec).build(stages[name])
         self._install(stages)
+        if folded_tokens is not None:
+            reserve(self, folded_tokens)
 
     def _install(self, stages: Mapping[str, Stage]) -> None:
         """Takes the stages as its blocks and lays out the graph."""
@@ -167,6 +174,18 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
             found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[0]!r}" for kind, keys in wrong.items())
             raise DamagedFile(f"{pretrained_model_name_or_path}: the weights do not fit the config's architecture: {found}; save the model again")
         return model
+
+    def fold_context(self, context: Tensor) -> Saved:
+        """Folds a text context `(1, T, D)` into the network, which predicts from now on what it would for that context, whatever text it is given.
+
+        Raises:
+            InputError: there is one already.
+        """
+        if self.config.folded_tokens is not None:
+            raise InputError("the network has a folded context already")
+        saved = fold(self, context)
+        self.register_to_config(folded_tokens=context.shape[1])
+        return saved
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Not available: FreeU rewrites skips inside stock blocks, which stages are not.

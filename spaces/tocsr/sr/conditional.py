@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from nas.errors import InputError
 from nas.spaces.tocsr.compact import CompactUNet
+
+LEAST_ABAR = 1e-4
+"""Of a schedule's last step: below, x_0 from eps loses more than two digits of float32."""
 
 TARGETS = ("latent", "residual")
 
@@ -47,12 +49,13 @@ class Diffused:
         return x0 if self.target == "latent" else z_lr + self.scale * x0
 
 
-def conditional_unet(backbone: CompactUNet, prediction_type: str | None = None) -> CompactUNet:
-    """The backbone with an input layer for [x_t, z_lr]: its own weights for x_t, zeros for z_lr; a copy.
+def conditional_unet(backbone: CompactUNet, prediction_type: str | None = None, context: Tensor | None = None) -> CompactUNet:
+    """The backbone with an input layer for [x_t, z_lr]: its own weights for x_t, zeros for z_lr; a copy, with its text context folded in.
 
     Args:
         backbone: a network of C latent channels, such as a search's winner, that knows its scheduler.
         prediction_type: how its output is read from now on ("epsilon" or "v_prediction"); None leaves it.
+        context: `(1, T, D)`, such as the null prompt's; None is one token of zeros.
 
     Raises:
         InputError: the network reads other channels than it predicts, or has no scheduler config.
@@ -68,21 +71,21 @@ def conditional_unet(backbone: CompactUNet, prediction_type: str | None = None) 
     weights = dict(backbone.state_dict())
     weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"], torch.zeros_like(weights["conv_in.weight"])], dim=1)
     grown.load_state_dict(weights)
+    if config["folded_tokens"] is None:
+        grown.fold_context(torch.zeros(1, 1, int(config["cross_attention_dim"])) if context is None else context)
     return grown
 
 
 class ConditionalModel(nn.Module):
-    """A conditional backbone with its schedule, its fixed text context and what it diffuses."""
+    """A conditional backbone, whose text context is folded in, with its schedule and what it diffuses."""
 
-    context: Tensor
-
-    def __init__(self, unet: CompactUNet, diffused: Diffused, context: Tensor | None = None) -> None:
+    def __init__(self, unet: CompactUNet, diffused: Diffused) -> None:
         super().__init__()
         self.unet = unet
         self.diffused = diffused
-        text = torch.zeros(1, 1, int(unet.config.cross_attention_dim)) if context is None else context
-        self.register_buffer("context", text, persistent=False)
         assert unet.noise_conversion is not None
+        if float(unet.noise_conversion.alphas_cumprod[-1]) < LEAST_ABAR:
+            raise InputError("the noise schedule must leave some signal at t = T, or one step cannot tell x_0 from noise; use SD1.5's betas")
         self.abar: Tensor = unet.noise_conversion.alphas_cumprod.clone()
 
     @property
@@ -93,8 +96,8 @@ class ConditionalModel(nn.Module):
 
     def forward(self, x_t: Tensor, z_lr: Tensor, t: Tensor) -> Tensor:
         """The predicted noise (Eq. 20) for timesteps `(B,)`."""
-        text = self.context.expand(len(x_t), -1, -1).to(x_t.dtype)
-        eps: Tensor = self.unet(torch.cat([x_t, z_lr], dim=1), t, text, return_dict=False)[0]
+        unread = x_t.new_zeros(len(x_t), 1, 1)
+        eps: Tensor = self.unet(torch.cat([x_t, z_lr], dim=1), t, unread, return_dict=False)[0]
         return eps
 
     def diffuse(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -111,17 +114,16 @@ class ConditionalModel(nn.Module):
         return self.diffused.latent(x0, z_lr)
 
     def sample(self, noise: Tensor, z_lr: Tensor, steps: int) -> Tensor:
-        """The latent after `steps` steps of DDIM from noise; one step is `one_step`."""
+        """The latent after `steps` steps of DDIM (without noise of its own) from noise at t = T, evenly spaced; one step is `one_step`."""
         if steps < 1 or steps > len(self.abar):
             raise InputError(f"steps must be 1 to {len(self.abar)}, got {steps}")
         if steps == 1:
             return self.one_step(noise, z_lr)
-        ddim = DDIMScheduler.from_config(
-            {**self.scheduler, "prediction_type": "epsilon", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
-        )
-        ddim.set_timesteps(steps, device=noise.device)
+        timesteps = [round(len(self.abar) * (1 - k / steps)) - 1 for k in range(steps)]
         x = noise
-        for t in ddim.timesteps:
-            eps = self(x, z_lr, t.expand(len(x)))
-            x = ddim.step(eps, t, x).prev_sample
+        for t, after in zip(timesteps, [*timesteps[1:], None], strict=True):
+            abar, left = self.abar[t].to(x), torch.ones(()).to(x) if after is None else self.abar[after].to(x)
+            eps = self(x, z_lr, torch.full((len(x),), t, device=x.device))
+            x0 = (x - (1 - abar).sqrt() * eps) / abar.sqrt()
+            x = left.sqrt() * x0 + (1 - left).sqrt() * eps
         return self.diffused.latent(x, z_lr)

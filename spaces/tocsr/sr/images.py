@@ -31,8 +31,12 @@ class Kept:
     profile: bytes | None
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The picture in a file, upright.
+MOST_LARGE_PIXELS = FACTOR**2 * MOST_PIXELS
+"""Of a picture to train on or to compare with."""
+
+
+def read_picture(path: Path, most: int = MOST_PIXELS) -> Image.Image:
+    """The picture in a file, upright; of at most so many pixels.
 
     Raises:
         InputError: not an image, damaged, animated, empty, or too large.
@@ -41,7 +45,7 @@ def read_picture(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                _check(image, path)
+                _check(image, path, most)
                 image.load()
                 return ImageOps.exif_transpose(image)
     except UNREADABLE as error:
@@ -56,11 +60,11 @@ def _why(error: BaseException) -> str:
     return "not an image that Pillow can read" if "cannot identify" in str(error) else f"it is damaged ({str(error)[:80] or type(error).__name__})"
 
 
-def _check(image: Image.Image, path: Path) -> None:
+def _check(image: Image.Image, path: Path, most: int) -> None:
     if getattr(image, "n_frames", 1) > 1:
         raise InputError(f"{path} is animated ({image.n_frames} frames); give it frame by frame")  # type: ignore[attr-defined]
-    if image.width * image.height > MOST_PIXELS:
-        raise InputError(f"{path} must have at most {MOST_PIXELS:,} pixels, got {image.width} x {image.height}; cut it into parts first")
+    if image.width * image.height > most:
+        raise InputError(f"{path} must have at most {most:,} pixels, got {image.width} x {image.height}; cut it into parts first")
 
 
 def split(picture: Image.Image) -> tuple[Tensor, Kept]:

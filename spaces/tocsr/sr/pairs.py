@@ -20,7 +20,7 @@ from nas.errors import DamagedFile, InputError, did_you_mean
 from nas.files import write_whole
 from nas.progress import Progress
 from nas.spaces.tocsr.data import picture_files
-from nas.spaces.tocsr.sr.images import FACTOR, read_picture
+from nas.spaces.tocsr.sr.images import FACTOR, MOST_LARGE_PIXELS, read_picture
 
 Picture = NDArray[np.uint8]
 """`(H, W, 3)`."""
@@ -88,7 +88,7 @@ def read_photographs(folder: Path, longest: int, progress: Progress) -> dict[str
     """Name -> photograph of every picture in a folder, halved until no side exceeds `longest` (which takes most cameras' softness out)."""
     photographs = {}
     for path in progress.track(picture_files(folder), "photographs"):
-        picture = read_picture(path).convert("RGB")
+        picture = read_picture(path, MOST_LARGE_PIXELS).convert("RGB")
         factor = 1
         while max(picture.size) > longest * factor:
             factor *= 2
