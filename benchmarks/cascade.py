@@ -7,6 +7,7 @@ recalibrated from the cheapest on until one is within eps on `measure` and withi
 """
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -16,9 +17,14 @@ from dated import write_result
 import nas
 from nas.names import resolve_space
 from nas.progress import Quiet
-from nas.spaces.cascade import CascadeSearch
+from nas.spaces.cascade import CascadeSearch, Recalibrated
 from nas.spaces.network import NetworkSpace
 from nas.study import Winner
+
+
+def figures(row: Recalibrated) -> dict[str, Any]:
+    """A recalibrated candidate's numbers."""
+    return {"params": row.costs["params"], "L_before": row.before, "L": row.after, "heldout": row.heldout}
 
 
 def compared(network: NetworkSpace, search: CascadeSearch, winner: Winner) -> dict[str, Any]:
@@ -29,21 +35,16 @@ def compared(network: NetworkSpace, search: CascadeSearch, winner: Winner) -> di
     same = search.recalibrated(trial.candidate, trial.divergence)
     tried, found = search.smaller(winner.eps)
     seconds = time.process_time() - started
-    assert found is not None
+    for row in tried:
+        print(winner.eps, figures(row), file=sys.stderr, flush=True)
     heldout = winner.heldout.divergence if winner.heldout else None
     return {
         "eps": winner.eps,
         "winner": {"candidate": network.space.decode(trial.candidate), "params": trial.costs["params"], "L": trial.divergence, "heldout": heldout},
         "winner_recalibrated": {"L": same.after, "heldout": same.heldout},
-        "cascade": {
-            "candidate": network.space.decode(found.candidate),
-            "params": found.costs["params"],
-            "L_before": found.before,
-            "L": found.after,
-            "heldout": found.heldout,
-        },
-        "smaller_by": 1 - found.costs["params"] / trial.costs["params"],
-        "tried": [{"params": row.costs["params"], "L_before": row.before, "L": row.after, "heldout": row.heldout} for row in tried],
+        "cascade": None if found is None else {"candidate": network.space.decode(found.candidate), **figures(found)},
+        "smaller_by": 0.0 if found is None else 1 - found.costs["params"] / trial.costs["params"],
+        "tried": [figures(row) for row in tried],
         "cpu_s": round(seconds, 1),
     }
 

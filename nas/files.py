@@ -1,6 +1,7 @@
 """Reading files that others may have written, and writing our own: bounded in size, checked in form, never half done."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -135,14 +136,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A draft beside the folder, which takes its place once the block has ended well and its manifest is written; else it is removed.
+    """Where to make a draft of the folder, which takes its place once the block has ended well and its manifest is written; else it is removed.
 
     Raises:
         OSError: it cannot be written; what was there stands.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        draft.mkdir(parents=True, exist_ok=True)
+        draft.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         write_manifest(draft)
         if folder.exists():
@@ -211,12 +212,7 @@ def damage(folder: Path) -> list[str]:
 
 
 def move_aside(path: Path) -> Path:
-    """Moves a damaged file or folder beside itself under a name of its own, so that nothing is destroyed; returns the new place.
-
-    Raises:
-        InputError: that name is taken.
-    """
-    target = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-    if target.exists():
-        raise InputError(f"'{target}' exists already; move it away")
-    return path.rename(target)
+    """Moves a damaged file or folder beside itself under a name of its own, so that nothing is destroyed; returns the new place."""
+    stem = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return path.rename(next(target for name in names if not (target := path.with_name(name)).exists()))

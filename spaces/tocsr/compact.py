@@ -19,6 +19,7 @@ from nas.blocks.diff import Row, diff_text
 from nas.errors import DamagedFile, InputError, NasError
 from nas.files import MANIFEST, damage, read_json
 from nas.graph import StageGraph
+from nas.spaces.tocsr.expansion import Variant, expansion_layers
 from nas.spaces.tocsr.folding import Saved, fold, reserve
 from nas.spaces.tocsr.library import LIBRARY_VERSION
 from nas.spaces.tocsr.recipes import StageRecipe
@@ -32,6 +33,7 @@ _OWN = (
     inspect.Parameter("library_version", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=LIBRARY_VERSION),
     inspect.Parameter("input_skip", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False),
     inspect.Parameter("scheduler", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
+    inspect.Parameter("expansion", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
     inspect.Parameter("folded_tokens", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
 )
 _STOCK = tuple(inspect.signature(UNet2DConditionModel.__init__).parameters.values())
@@ -55,19 +57,29 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
         library_version: of the recipes; another version is refused.
         input_skip: the network predicts the noise less sqrt(1 - abar_t) x_t, which is added to its output.
         scheduler: the diffusers scheduler config (betas, prediction type) that an input skip or a v prediction needs.
+        expansion: `[variant, old channels]` of a network whose first and last convolutions are those of Table S4's v1 or v3; None is v2, the stock ones.
         folded_tokens: length of the text context that is folded into cross-attention (see `folding`); None if text is read.
     """
 
     __init__ = register_to_config(_configured)
 
     def _restage(
-        self, architecture: Mapping[str, Any] | None, library_version: str, input_skip: bool, scheduler: Mapping[str, Any] | None, folded_tokens: int | None
+        self,
+        architecture: Mapping[str, Any] | None,
+        library_version: str,
+        input_skip: bool,
+        scheduler: Mapping[str, Any] | None,
+        expansion: tuple[Variant, int] | None,
+        folded_tokens: int | None,
     ) -> None:
         if library_version != LIBRARY_VERSION:
             raise InputError(f"the model is of library version {library_version}, this toolkit builds version {LIBRARY_VERSION}; use the one that made it")
         if input_skip and scheduler is None:
             raise InputError("config: input_skip needs the scheduler's config (its betas) beside it")
         check_config(self.config)
+        if expansion is not None:
+            width, kernel = self.config.block_out_channels[0], self.config.conv_in_kernel
+            self.conv_in, self.conv_out = expansion_layers(*expansion, self.config.in_channels, width, kernel)
         self.noise_conversion = None if scheduler is None else NoiseConversion(scheduler, input_skip)
         stages = stages_of(self)
         for name, spec in (architecture or {}).items():

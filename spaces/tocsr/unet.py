@@ -183,7 +183,7 @@ def unet_graph(unet: UNet2DConditionModel) -> StageGraph:
 
 def example_inputs(unet: UNet2DConditionModel, size: int | tuple[int, int], tokens: int = 77, batch: int = 1) -> dict[str, Tensor]:
     """Graph inputs of the network's widths, dtype and device (meta included): standard normal sample and text, timestep 500."""
-    weight = unet.conv_in.weight
+    weight = next(unet.conv_in.parameters())
     height, width = (size, size) if isinstance(size, int) else size
     like = {"dtype": weight.dtype, "device": weight.device}
     return {
