@@ -8,7 +8,25 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nas.cli import arena, best, blocks, cache, cascade, cite, config, dashboard, doctor, explain, models, plan, runs, search, super_resolution, tocsr
+from nas.cli import (
+    arena,
+    best,
+    blocks,
+    cache,
+    cascade,
+    cite,
+    config,
+    dashboard,
+    doctor,
+    explain,
+    models,
+    plan,
+    runs,
+    search,
+    super_resolution,
+    super_resolution_training,
+    tocsr,
+)
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.errors import NasError
@@ -30,6 +48,9 @@ app.add_typer(cache.cache, name="cache")
 app.add_typer(tocsr.tocsr, name="tocsr")
 tocsr.tocsr.command("upscale")(super_resolution.upscale)
 tocsr.tocsr.command("evaluate")(super_resolution.evaluate)
+tocsr.tocsr.command("adapt")(super_resolution_training.adapt)
+tocsr.tocsr.command("distill")(super_resolution_training.distill)
+tocsr.tocsr.command("run")(super_resolution_training.run)
 app.command("show")(runs.show)
 app.command("best")(best.best)
 app.command("cascade")(cascade.cascade)

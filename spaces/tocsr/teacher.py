@@ -102,17 +102,32 @@ def _folder(name: str) -> Path:
         raise InputError(f"teacher '{name}' cannot be fetched from the hub ({type(error).__name__}); download it and give its folder instead") from error
 
 
-def _encode(folder: Path, pictures: Path, unet: CompactUNet, device: torch.device, progress: Progress) -> Latents:
-    """Latents of a folder of pictures through the teacher's own autoencoder, with its null prompt."""
-    files = picture_files(pictures)
+def companions(name: str, unet: CompactUNet, progress: Progress | None = None) -> tuple[AutoencoderKL, Tensor]:
+    """The autoencoder of the teacher that `--teacher` names, and its null prompt `(1, T, D)`; `unet` is the teacher or made from it.
+
+    Raises:
+        InputError: the teacher has no autoencoder, or one of other channels.
+    """
+    folder = EmbeddedAssets(newest_version()).root if name == EMBEDDED else _folder(name)
+    return _autoencoder(folder, int(unet.config.out_channels)), _null_prompt(folder, unet, progress or Quiet())
+
+
+def _autoencoder(folder: Path, channels: int) -> AutoencoderKL:
     if not (folder / "vae" / "config.json").is_file():
         raise InputError(f"teacher folder '{folder}' has no vae/config.json, which pictures are encoded with")
     try:
-        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).to(device).eval()
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"teacher folder '{folder}': vae cannot be loaded: {str(error).splitlines()[0]}") from error
-    if vae.config.latent_channels != unet.config.in_channels:
-        raise InputError(f"teacher folder '{folder}': vae has {vae.config.latent_channels} latent channels, the unet reads {unet.config.in_channels}")
+    if vae.config.latent_channels != channels:
+        raise InputError(f"teacher folder '{folder}': vae has {vae.config.latent_channels} latent channels, the unet reads {channels}")
+    return vae
+
+
+def _encode(folder: Path, pictures: Path, unet: CompactUNet, device: torch.device, progress: Progress) -> Latents:
+    """Latents of a folder of pictures through the teacher's own autoencoder, with its null prompt."""
+    files = picture_files(pictures)
+    vae = _autoencoder(folder, int(unet.config.in_channels)).to(device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     images, kept = load_pictures(files, int(unet.config.sample_size) * factor, progress)
     shift = vae.config.shift_factor or 0.0

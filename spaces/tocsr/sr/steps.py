@@ -43,11 +43,15 @@ class Data:
     seed: int = 1
 
 
-def pairs_of(photographs: Mapping[str, Picture], vae: AutoencoderKL, data: Data, path: Path, progress: Progress) -> Pairs:
-    """The pairs, made once and kept in `path`."""
+def pairs_of(photographs: Mapping[str, Picture], vae: AutoencoderKL, data: Data, folder: Path, progress: Progress) -> Pairs:
+    """The pairs, made once and kept in `folder` under a name that all that decides them gives."""
     degrade = degradation(data.degradation)
     key = {"data": asdict(data), "photographs": {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in photographs.items()}, "vae": _hash(vae)}
-    return kept_pairs(path, key, lambda: make_pairs(photographs, vae, degrade, n=data.n, size=data.size, seed=data.seed, progress=progress))
+    return kept_pairs(
+        folder / f"{_key(key)[:16]}.safetensors",
+        key,
+        lambda: make_pairs(photographs, vae, degrade, n=data.n, size=data.size, seed=data.seed, progress=progress),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,25 @@ def adapt(
     work: Path,
     progress: Progress,
     heldout: Pairs | None = None,
+    context: Tensor | None = None,
 ) -> TOCSRPipeline:
-    """Trains the conditional model (Eq. 21) and writes its pipeline to `folder`; goes on from checkpoints in `work`."""
+    """Trains the conditional model (Eq. 21) and writes its pipeline to `folder`; goes on from checkpoints in `work`.
+
+    Args:
+        backbone: a winner, or any network of the teacher's latents.
+        vae: the teacher's autoencoder.
+        pairs: to train on.
+        folder: of the result.
+        how: parametrisation and weighting.
+        settings: of the training.
+        work: where checkpoints are kept.
+        progress: where to report.
+        heldout: pairs that the curve is taken on.
+        context: the fixed text `(1, T, D)`, folded in; None is zeros.
+    """
     diffused = Diffused(how.target, pairs.residual_scale() if how.target == "residual" else 1.0)
-    model = ConditionalModel(conditional_unet(backbone, how.prediction_type), diffused)
-    origin = {"step": "adapt", "backbone": _hash(backbone), "how": asdict(how), "pairs": pairs.key}
+    model = ConditionalModel(conditional_unet(backbone, how.prediction_type, context), diffused)
+    origin = {"step": "adapt", "backbone": _hash(model.unet), "how": asdict(how), "pairs": pairs.key}
     key = _key({**origin, "settings": _lasting(settings)})
     if not _is_done(folder, key):
         trainer = Trainer(model, draw_pairs(pairs), diffusion_loss(model, how.weighting), settings, origin=origin)

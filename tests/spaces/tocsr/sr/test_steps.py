@@ -52,15 +52,16 @@ def test_the_low_latent_is_that_of_the_degraded_picture(vae: AutoencoderKL) -> N
 
 
 def test_pairs_are_made_once(photographs: dict[str, np.ndarray], vae: AutoencoderKL, tmp_path: Path) -> None:
-    path, data = tmp_path / "pairs.safetensors", Data(n=4, size=32)
-    first = pairs_of(photographs, vae, data, path, Quiet())
+    data = Data(n=4, size=32)
+    first = pairs_of(photographs, vae, data, tmp_path, Quiet())
+    (path,) = tmp_path.iterdir()
     stamp = path.stat().st_mtime_ns
-    assert pairs_of(photographs, vae, data, path, Quiet()).key == first.key
+    assert pairs_of(photographs, vae, data, tmp_path, Quiet()).key == first.key
     assert path.stat().st_mtime_ns == stamp
-    assert pairs_of(photographs, vae, Data(n=4, size=32, seed=9), path, Quiet()).key != first.key
+    assert pairs_of(photographs, vae, Data(n=4, size=32, seed=9), tmp_path, Quiet()).key != first.key
     path.write_bytes(b"x")
     with pytest.raises(DamagedFile, match="holds no training pairs"):
-        pairs_of(photographs, vae, data, path, Quiet())
+        pairs_of(photographs, vae, data, tmp_path, Quiet())
 
 
 def test_photographs_are_held_out_by_name(photographs: dict[str, np.ndarray]) -> None:

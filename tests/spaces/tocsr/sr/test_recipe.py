@@ -1,0 +1,46 @@
+"""Recipes: what they may say, and one done from a teacher's folder to a judged one-step model."""
+
+from pathlib import Path
+
+import pytest
+
+from nas.errors import InputError
+from nas.spaces.tocsr.sr.recipe import Recipe, distillation, training
+
+RECIPES = Path(__file__).parents[4] / "recipes"
+
+
+@pytest.mark.parametrize("name", ["embedded", "sd15"])
+def test_the_shipped_recipes_are_understood(name: str) -> None:
+    recipe = Recipe.read(RECIPES / f"{name}.toml")
+    assert recipe.name == name
+    distillation(recipe.distill)
+    training(recipe.adapt, {}, "[adapt]")
+
+
+def test_the_papers_recipe_is_pure_eq_23_on_the_papers_latent() -> None:
+    recipe = Recipe.read(RECIPES / "sd15.toml")
+    assert distillation(recipe.distill).terms.name == "Eq. 23"
+    assert (recipe.adapt["target"], recipe.adapt["weighting"], recipe.photographs.degradation) == ("latent", "eps", "realesrgan")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[serch]", "unknown entry 'serch'; did you mean 'search'"),
+        ("[search]\nepss = 1", "has no entry 'epss'; did you mean 'eps'"),
+        ("[search]", r"\[photographs\]: missing 1 required positional argument: 'folder'"),
+    ],
+)
+def test_a_wrong_entry_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        Recipe.read(path)
+
+
+def test_steps_of_training_and_of_the_teacher_are_told_apart() -> None:
+    table = {"steps": 7, "teacher_steps": 3, "targets": 5, "hr": 1.0, "teacher": 0.1}
+    assert (distillation(table).steps, distillation(table).targets, training(table, {"batch": 2}, "").steps) == (3, 5, 7)
+    with pytest.raises(InputError, match="has no entry 'hrr'"):
+        distillation({"hrr": 1.0})
