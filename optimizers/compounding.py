@@ -34,7 +34,7 @@ LARGEST_STEP = 2.0
 TOLERABLE_BEND = 0.1
 """A sweep that bends more than this, and more than the one before, is refused and tried again at half the pace."""
 NOISE = Part("unexplained", 0.1, 0.5)
-LARGEST_LOG = 700.0
+LARGEST_LOG = 700.0  # its exponential is still finite
 LEAST_SIGNAL = 2.0
 """Divergences below this many standard errors say nothing on the log scale; they enter on the scale of L."""
 
