@@ -3,9 +3,9 @@
     python benchmarks/arena.py                                        every peer on a few instances of each family
     python benchmarks/arena.py --instances 20 --optimizers eps_gp,additive
 
-Families: synthetic spaces with informative calibration errors (1,048,576 candidates), with uninformative ones, with 20 % idiosyncratic noise
-(65,536 candidates each), `tocsr_table` at four
-eps, and NAS-Bench-201 on three data sets. Synthetic instances have seeds from 1000 on; lower ones are for tuning.
+Families: synthetic spaces with informative calibration errors (1,048,576 candidates; 1,679,616 with the six choices a stage of `tocsr_unet`), with
+uninformative ones, with 20 % idiosyncratic noise, with heavy tails (65,536 candidates each), `tocsr_table` at four eps, and NAS-Bench-201 on three data
+sets. Synthetic instances have seeds from 1000 on; lower ones are for tuning.
 Finished cells (problem x optimizer) stay in the result file and are not run again, so that a longer run extends a shorter one.
 """
 
@@ -58,8 +58,10 @@ EPS = (0.002, 0.003, 0.005)
 
 SYNTHETIC: dict[str, Callable[[int], Space]] = {
     "informative": lambda seed: make_synthetic(seed, stages=10, choices=4),
+    "many_choices": lambda seed: make_synthetic(seed, stages=8, choices=6),
     "uninformative": lambda seed: make_synthetic(seed, stages=8, choices=4, informativeness=0.0),
     "noisy": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.2),
+    "heavy_tails": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.1, tails=3.0),
 }
 
 TABLE_EPS = (0.001, 0.003, 0.005, 0.007)
@@ -181,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=3, help="instances of each synthetic family")
     parser.add_argument("--optimizers", default=",".join(PEERS))
-    parser.add_argument("--families", default="nasbench201,tocsr_table,informative,uninformative,noisy")
+    parser.add_argument("--families", default="nasbench201,tocsr_table,informative,many_choices,uninformative,noisy,heavy_tails")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"arena-{datetime.datetime.now(datetime.UTC).date()}.jsonl")

@@ -119,6 +119,8 @@ class Categorical:
         same = x.T[:, None, :] == np.arange(k)[None, :, None]  # (S, K, n)
         first_stage = 1 + len(kernel.RATES)
         unary = np.stack([variances[first_stage + s] * (same[s] @ alpha) for s in range(n_stages)])
+        by_kind = (2 * n_stages) ** -0.5 * variances[-1] * (kernel.counts(self.gp.x).numpy().T @ alpha)
+        unary += by_kind[kernel.kinds.numpy()]
         table = PairTable(unary, constant=float(variances[0] * alpha.sum()))
         factors = np.concatenate([np.where(same, 1.0, rate) for rate in kernel.RATES], axis=2)
         weights = np.concatenate([variances[1 + i] * alpha for i in range(len(kernel.RATES))])
@@ -138,12 +140,12 @@ class Categorical:
         return log_normal_density(self.gp.z[1:], mean[1:], variance[1:]) + np.log(self.slope)
 
 
-def fit_categorical(record: Record, n_choices: int) -> Categorical:
-    """The categorical model at its MAP scales."""
+def fit_categorical(record: Record, n_choices: int, kinds: Ints | None = None) -> Categorical:
+    """The categorical model at its MAP scales; `kinds` `(S, K)` as in `nas.optimizers.hints`."""
     n_stages = record.x.shape[1]
     slope = soft_log_slope(record.y, record.scale)
     x = torch.from_numpy(np.concatenate([np.zeros((1, n_stages), dtype=np.int64), record.x]))
     z = np.concatenate([np.zeros(1), soft_log(record.y, record.scale)])
     noise = np.concatenate([np.zeros(1), np.square(record.stderr * slope)])
-    gp, _ = fit(HammingKernel(n_stages, n_choices), NOISE, x, z, noise)
+    gp, _ = fit(HammingKernel(n_stages, n_choices, None if kinds is None else torch.from_numpy(kinds)), NOISE, x, z, noise)
     return Categorical("categorical", gp, slope, record.scale)

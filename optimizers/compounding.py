@@ -34,6 +34,7 @@ LARGEST_STEP = 2.0
 TOLERABLE_BEND = 0.1
 """A sweep that bends more than this, and more than the one before, is refused and tried again at half the pace."""
 NOISE = Part("unexplained", 0.1, 0.5)
+LARGEST_LOG = 700.0  # its exponential is still finite
 LEAST_SIGNAL = 2.0
 """Divergences below this many standard errors say nothing on the log scale; they enter on the scale of L."""
 
@@ -187,7 +188,7 @@ def fit_compounding(log_errors: Floats, present: Floats, record: Record, hints: 
         record: the trials.
         hints: what else losses may follow.
     """
-    base = present * np.exp(log_errors + math.log(record.scale))
+    base = present * np.exp(log_errors + math.log(record.scale) + (0.0 if hints is None else hints.expected))
     n_stages, k = base.shape
     at = Coefficients(0.0, 0.0, 0.0, np.zeros_like(base), np.zeros((n_stages, n_stages, k, k)))
     best, theta = _linearised(at, base, log_errors * present, hints, record, np.full(len(record.y), math.log(record.scale)), None)
@@ -225,7 +226,7 @@ def observe(record: Record, predicted: Floats) -> Observed:
     """
     clear = record.y > LEAST_SIGNAL * record.stderr
     y = np.where(clear, record.y, record.scale)
-    expected = np.exp(predicted)
+    expected = np.exp(np.minimum(predicted, LARGEST_LOG))
     tau = np.maximum(record.stderr, np.maximum(-record.y, 0.05 * record.scale))
     bent = predicted + np.clip((record.y - expected) / expected, -1.0, 1.0)
     return Observed(

@@ -118,7 +118,7 @@ class CompoundingKernel(SumOfParts):
         Part("interaction", 0.3),
         Part("slope", 0.5),
         Part("traits", 0.35, 0.7),
-        Part("kind", 0.15, 0.8),
+        Part("kind", 0.1, 0.8),
         Part("stage", 1.0, 0.6),
         Part("choice", 0.5, 0.6),
         Part("pair", 0.2, 0.6),
@@ -243,20 +243,33 @@ class AdditiveKernel(SumOfParts):
 
 
 class HammingKernel(SumOfParts):
-    """Covariance of categorical inputs: decays with the number of differing stages at two rates, plus one linear part a stage (relevance)."""
+    """Covariance of categorical inputs: decays with the number of differing stages at two rates; linear in choices and in counts of kinds.
+
+    Args:
+        n_stages, n_choices: `S`, `K`.
+        kinds: number of each block's kind `(S, K)`; candidates with as many blocks of each kind are alike, wherever these are.
+    """
 
     RATES = (0.5, 0.85)
 
-    def __init__(self, n_stages: int, n_choices: int) -> None:
+    def __init__(self, n_stages: int, n_choices: int, kinds: Tensor | None = None) -> None:
         rates = [Part(f"rate{i}", 0.6, 0.7) for i in range(len(self.RATES))]
-        super().__init__([Part("constant", 2.0), *rates, *(Part(f"stage{s}", 0.4, 1.0) for s in range(n_stages))])
+        super().__init__([Part("constant", 2.0), *rates, *(Part(f"stage{s}", 0.4, 1.0) for s in range(n_stages)), Part("kinds", 0.3, 1.0)])
         self.n_choices = n_choices
+        self.kinds = torch.arange(n_stages * n_choices).reshape(n_stages, n_choices) if kinds is None else kinds
+
+    def counts(self, x: Tensor) -> Tensor:
+        """How many blocks of each kind, over the root of twice the number of stages, `(n, S) -> (n, J)`."""
+        n, n_stages = x.shape
+        number = self.kinds[torch.arange(n_stages), x]
+        one = torch.full((n, n_stages), (2 * n_stages) ** -0.5, dtype=torch.float64)
+        return one.new_zeros(n, int(self.kinds.max()) + 1).scatter_add_(1, number, one)
 
     def parts(self, x1: Tensor, x2: Tensor) -> Tensor:
         same = (x1[:, None, :] == x2[None, :, :]).double()
         differing = same.shape[2] - same.sum(2)
         decays = [torch.ones_like(differing), *(rate**differing for rate in self.RATES)]
-        return torch.cat([torch.stack(decays), same.permute(2, 0, 1)])
+        return torch.cat([torch.stack(decays), same.permute(2, 0, 1), (self.counts(x1) @ self.counts(x2).T)[None]])
 
     def diagonal(self, x: Tensor) -> Tensor:
-        return torch.ones(len(self.layout), x.shape[0], dtype=torch.float64)
+        return torch.cat([torch.ones(len(self.layout) - 1, x.shape[0], dtype=torch.float64), self.counts(x).square().sum(1)[None]])

@@ -12,7 +12,9 @@ from nas.optimizers.hints import Hints
 from nas.problem import Floats, Problem
 
 PRIOR = {"compounding": 0.8, "additive": 0.05, "categorical": 0.15}
-"""Weights before any trial."""
+"""Weights before any trial where calibration errors are known."""
+BLIND_PRIOR = {"compounding": 0.35, "additive": 0.2, "categorical": 0.45}
+"""The same where they are not: nothing says that the landscape is one of replaced blocks."""
 FIRST_COMPARISON = 5
 """Trials from which models are compared; before, the first one is believed."""
 LEAST_WEIGHT = 0.05
@@ -36,11 +38,12 @@ class Weighted:
 def believe(problem: Problem, record: Record) -> Weighted:
     """All models that have weight after the trials of the record."""
     errors, present = centred_log_errors(problem), surrogates(problem)
-    compounding = fit_compounding(np.zeros_like(present) if errors is None else errors, present, record, Hints.of(problem))
+    hints = Hints.of(problem)
+    compounding = fit_compounding(np.zeros_like(present) if errors is None else errors, present, record, hints)
     if len(record.y) < FIRST_COMPARISON:
         return Weighted((compounding,), (1.0,))
-    beliefs: list[Belief] = [compounding, fit_additive(record, present.shape[1]), fit_categorical(record, present.shape[1])]
-    prior = np.array([PRIOR[belief.name] for belief in beliefs])
+    beliefs: list[Belief] = [compounding, fit_additive(record, present.shape[1]), fit_categorical(record, present.shape[1], hints.kinds)]
+    prior = np.array([(BLIND_PRIOR if errors is None else PRIOR)[belief.name] for belief in beliefs])
     weights = pooled_weights([belief.log_scores() for belief in beliefs], prior)
     order = [int(m) for m in np.argsort(-weights, kind="stable") if weights[m] >= LEAST_WEIGHT]
     kept = weights[order] / weights[order].sum()

@@ -51,8 +51,10 @@ class Apart(Quadratic):
     def __init__(self, width: int, seed: int, lost: tuple[Candidate, ...] = ()) -> None:
         super().__init__()
         self.width, self.state, self._delays, self._lost = width, f"{width} of {width} workers busy", random.Random(seed), lost
+        self.beside: dict[Candidate, list[Candidate]] = {}
 
-    def submit(self, candidate: Candidate, eps: Sequence[float] = ()) -> "Future[Measurement]":
+    def submit(self, candidate: Candidate, eps: Sequence[float] = (), complete: Sequence[Candidate] = ()) -> "Future[Measurement]":
+        self.beside[candidate] = list(complete)
         future: Future[Measurement] = Future()
         result = Measurement(None, reason="no worker survived it") if candidate in self._lost else self.measure([candidate], eps)[0]
         threading.Timer(self._delays.uniform(0, 0.02), future.set_result, [result]).start()
@@ -84,6 +86,14 @@ def test_a_search_with_workers_that_was_stopped_goes_on_as_if_nothing_had_happen
         with Record(tmp_path / f"{stop}.db") as record:
             log(Adaptive(), Apart(3, 1), stop, record)
             assert log(Adaptive(), Apart(3, 2), 8, record) == whole
+
+
+def test_a_measurement_is_compared_with_the_complete_trials_that_its_proposal_saw() -> None:
+    evaluator = Apart(2, 0, lost=((0, 2),))
+    candidates = log(InOrder(), evaluator, 5)
+    assert candidates[1] == (0, 2)
+    seen = [[candidates[i] for i in range(max(0, k - 1)) if i != 1] for k in range(5)]
+    assert [evaluator.beside[candidate] for candidate in candidates] == seen
 
 
 def test_a_lost_worker_is_a_failed_trial_and_the_search_goes_on() -> None:
@@ -151,8 +161,13 @@ def test_two_workers_calibrate_and_measure_what_one_process_does(tmp_path: Path,
     for workers in (1, 2):
         monkeypatch.setenv("NAS_HOME", str(tmp_path / str(workers)))
         result = nas.search(TOY, 0.05, optimizer="random", trials=6, workdir=None, workers=Crew(workers, threads=workers))
-        found[workers] = [(t.candidate, t.divergence, t.n_samples) for t in result.study.trials], result.table["stages"], result.winners[0].heldout
-    assert found[1][0] == found[2][0]
+        found[workers] = result.study.trials, result.table["stages"], result.winners[0].heldout
+    for alone, shared in zip(found[1][0], found[2][0], strict=True):
+        assert alone.candidate == shared.candidate
+        if alone.partial or shared.partial:  # estimates lean on the trials that the proposal saw
+            assert alone.divergence == pytest.approx(shared.divergence, abs=4 * (alone.noise + shared.noise))
+        else:
+            assert alone.divergence == shared.divergence
     assert found[1][1] == found[2][1]
     assert found[1][2] is not None
     assert found[2][2] is not None

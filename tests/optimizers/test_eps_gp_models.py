@@ -46,8 +46,8 @@ def record(n: int = 14, seed: int = 0) -> Record:
 
 def fitted(n: int = 14, seed: int = 0) -> list[Belief]:
     log_errors = np.random.default_rng(seed + 1).normal(size=(len(SIZES), K)) * present()
-    hints = Hints(log_errors[None] ** 2, np.tile(np.arange(K), (len(SIZES), 1)))
-    return [fit_compounding(log_errors, present(), record(n, seed), hints), fit_additive(record(n, seed), K), fit_categorical(record(n, seed), K)]
+    hints = Hints(log_errors[None] ** 2, np.tile(np.arange(K), (len(SIZES), 1)), np.zeros_like(log_errors))
+    return [fit_compounding(log_errors, present(), record(n, seed), hints), fit_additive(record(n, seed), K), fit_categorical(record(n, seed), K, hints.kinds)]
 
 
 def kernels() -> list[SumOfParts]:
@@ -59,7 +59,7 @@ def kernels() -> list[SumOfParts]:
     pairs = pairs + pairs.transpose(1, 0, 3, 2)
     pairs[np.arange(len(SIZES)), np.arange(len(SIZES))] = 0
     compounding.linearise(losses, torch.from_numpy(pairs), 0.1)
-    return [compounding, AdditiveKernel(K), HammingKernel(len(SIZES), K)]
+    return [compounding, AdditiveKernel(K), HammingKernel(len(SIZES), K, kinds)]
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: type(kernel).__name__)
@@ -157,7 +157,8 @@ def test_losses_that_follow_a_trait_are_expected_of_untried_blocks() -> None:
     told = Record(x, 0.003 * np.exp(2 * trait[np.arange(3), 1]), np.zeros(3), 0.003)
     untried = np.array([[0, 0, 0, 1]])
     plain = fit_compounding(np.zeros_like(trait), present(), told).mean(untried)
-    hinted = fit_compounding(np.zeros_like(trait), present(), told, Hints(trait[None], np.arange(trait.size).reshape(trait.shape))).mean(untried)
+    hints = Hints(trait[None], np.arange(trait.size).reshape(trait.shape), np.zeros_like(trait))
+    hinted = fit_compounding(np.zeros_like(trait), present(), told, hints).mean(untried)
     assert hinted[0] > plain[0] + 1
 
 
