@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.blocks.features import FeatureBank, FeatureBudget, Features, split_features
+from nas.blocks.ridge import solve_ends
 from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.data import Samples
 from nas.errors import DamagedFile, DoesNotFit
@@ -24,7 +25,8 @@ class CalibrationSettings:
     """How long and how fast a block is fitted; part of its key.
 
     Adam at `lr`, cosine decay over `max_steps`; every `check_every` steps the held-out error is taken, and the fit ends once it
-    has not fallen by `tolerance` (relative) for `patience` checks. The best state seen is kept.
+    has not fallen by `tolerance` (relative) for `patience` checks. The best state seen is kept, and with `finish` the linear maps that its
+    outputs end in are solved in closed form (`nas.blocks.ridge`).
     """
 
     max_steps: int = 300
@@ -35,6 +37,7 @@ class CalibrationSettings:
     tolerance: float = 0.01
     heldout: float = 0.2
     seed: int = 0
+    finish: bool = True
     version: int = 1
 
 
@@ -66,6 +69,8 @@ def calibrate_block(block: nn.Module, features: Features, settings: CalibrationS
             best, best_state = errors, copy.deepcopy(block.state_dict())
     if best_state is not None:
         block.load_state_dict(best_state)
+    if settings.finish and torch.isfinite(best).all() and solve_ends(block, features, fit, heldout, lambda: _errors(block, features, heldout).mean()):
+        best = _errors(block, features, heldout)
     if not torch.isfinite(best).all():
         raise Diverged(f"held-out error is {best.tolist()} after {steps} steps")
     return dict(zip(features.step.writes, best.tolist(), strict=True)), steps

@@ -1,0 +1,144 @@
+"""A closed-form finish for a fitted block: the linear maps that its outputs end in are solved by ridge regression.
+
+A convolution or linear map is an *end* of an output if what is added to its result is added to that output. With all else as it is, the best change of its
+weights is the minimiser `D` of `|X D - R|^2 / n + l |D|^2`: `X` `(n, in)` what the map reads (patches, and a 1 for the bias), `R` `(n, out)` what the
+output lacks of the teacher's. `l` is chosen on held-out samples, and a change is kept only if the block's error there falls.
+
+Done before the fit instead of after it, the same solution is a better start but often a worse end: the first steps spoil it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.blocks.features import Features
+from nas.graph import call_step
+
+Error = Callable[[], Tensor]
+"""The block's held-out error as it stands."""
+
+LARGEST = 4096
+"""Inputs of a map (channels times taps) above which it is left as it is: solving would take longer than fitting."""
+
+ROWS = 32768
+"""Rows of `X` at most, spread evenly over the samples."""
+
+CHUNK = 1 << 26
+"""Numbers in the patches of one chunk of samples, at most."""
+
+SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""`l` relative to the mean square of an input."""
+
+_Hook = Callable[[str, Tensor, Tensor], Tensor | None]
+_Map = nn.Conv2d | nn.Linear
+
+
+@torch.no_grad()
+def solve_ends(block: nn.Module, features: Features, fit: Tensor, heldout: Tensor, error: Error) -> int:
+    """Solves every end of every output in turn, on the rows `fit` of the features; how many were changed."""
+    modules = dict(block.named_modules())
+    return sum(_solve(block, modules[name], output, features, fit, heldout, error) for name, output in _ends(block, features, fit[:2]))
+
+
+def _ends(block: nn.Module, features: Features, rows: Tensor) -> list[tuple[str, int]]:
+    """(map, output) for every end, in the order of computation: found by pushing each map's result."""
+    reads, _ = features.batch(rows)
+    results: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), _hooked(block, lambda name, _, result: results.setdefault(name, []).append(result)):
+        before = call_step(features.step, block, reads)
+    found = []
+    for name, (result, *again) in results.items():
+        if again:
+            continue
+        push = result.std() * torch.randn(result.shape, generator=torch.Generator().manual_seed(0)).to(result)
+        with torch.no_grad(), _hooked(block, partial(_pushed, name, push)):
+            after = call_step(features.step, block, reads)
+        for k, (old, new) in enumerate(zip(before, after, strict=True)):
+            if old.shape == push.shape and float((new - old - push).abs().max()) <= 1e-3 * float(push.abs().max()):
+                found.append((name, k))
+    return found
+
+
+def _pushed(wanted: str, push: Tensor, name: str, value: Tensor, result: Tensor) -> Tensor | None:
+    del value
+    return result + push if name == wanted else None
+
+
+@contextmanager
+def _hooked(block: nn.Module, hook: _Hook) -> Iterator[None]:
+    """Calls the hook with name, input and result of every map that can be solved; what it returns replaces the result."""
+    handles = [m.register_forward_hook(partial(_called, name, hook)) for name, m in block.named_modules() if _solvable(m)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _called(name: str, hook: _Hook, module: nn.Module, arguments: tuple[Any, ...], result: Tensor) -> Tensor | None:
+    del module
+    return hook(name, arguments[0], result) if arguments else None
+
+
+def _solvable(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d | nn.Linear) or not isinstance(module.weight, nn.Parameter) or not module.weight.requires_grad:
+        return False
+    plain = not isinstance(module, nn.Conv2d) or (module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str))
+    return plain and module.weight[0].numel() < LARGEST
+
+
+def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: Tensor, heldout: Tensor, error: Error) -> bool:
+    """Solves one end; whether the change was kept."""
+    x, r = _system(block, module, output, features, fit)
+    x_out, r_out = _system(block, module, output, features, heldout)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    turned, scale = vectors.T @ (x.T @ r / len(x)), float(values.mean())
+    changes = [vectors @ (turned / (values.clamp_min(0) + shrinkage * scale)[:, None]) for shrinkage in SHRINKAGES]
+    change = min(changes, key=lambda change: float((r_out - x_out @ change).square().mean()))
+    before, kept = error(), [parameter.clone() for parameter in module.parameters()]
+    if module.bias is not None:
+        module.bias += change[-1].to(module.bias)
+        change = change[:-1]
+    module.weight += change.T.reshape(module.weight.shape).to(module.weight)
+    if error() < before:
+        return True
+    for parameter, old in zip(module.parameters(), kept, strict=True):
+        parameter.copy_(old)
+    return False
+
+
+def _system(block: nn.Module, module: _Map, output: int, features: Features, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`X` and `R` of some samples, in double precision; at most `ROWS` rows, drawn evenly from the samples."""
+    xs, rs, random = [], [], torch.Generator().manual_seed(0)
+    positions = features.batch(rows[:1])[1][output].numel() // module.weight.shape[0]
+    size = max(1, min(64, CHUNK // (positions * module.weight[0].numel())))
+    share = min(1.0, ROWS / (positions * len(rows)))
+    for part in torch.split(rows, size):
+        reads, targets = features.batch(part)
+        read: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _, arguments, __, read=read: read.append(arguments[0]))
+        written = call_step(features.step, block, reads)
+        handle.remove()
+        x, r = _patches(module, read[0]), _last(module, targets[output] - written[output])
+        chosen = torch.randperm(len(x), generator=random)[: max(1, round(share * len(x)))].to(x.device) if share < 1 else slice(None)
+        xs.append(x[chosen])
+        rs.append(r[chosen])
+    x = torch.cat(xs).double()
+    return torch.cat([x, x.new_ones(len(x), 1)], 1) if module.bias is not None else x, torch.cat(rs).double()
+
+
+def _patches(module: _Map, value: Tensor) -> Tensor:
+    """What the map multiplies its weights with, one row a position."""
+    if isinstance(module, nn.Linear):
+        return value.flatten(0, -2)
+    unfolded = nn.functional.unfold(value, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+    return unfolded.transpose(1, 2).flatten(0, 1)
+
+
+def _last(module: _Map, value: Tensor) -> Tensor:
+    """The output with its channels last, one row a position."""
+    return value.flatten(0, -2) if isinstance(module, nn.Linear) else value.movedim(1, -1).flatten(0, -2)
