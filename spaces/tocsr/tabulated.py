@@ -48,12 +48,14 @@ def tocsr_table() -> TableSpace:
 
 def measured_space() -> NetworkSpace:
     """The part of `tocsr_unet` that the table covers, with its embedded teacher."""
+    from nas.blocks.calibration import CalibrationSettings
     from nas.spaces.tocsr.space import tocsr_unet
 
     whole = tocsr_unet()
     data = replace(whole.data, measure=whole.data.measure.rows(slice(0, N_SAMPLES)))
     stages = tuple(replace(stage, choices=tuple(c for c in stage.choices if c.name in (TEACHER, *SURROGATES[stage.name]))) for stage in whole.stages)
-    return replace(whole, name="tocsr_table", stages=stages, data=data, evaluation=Settings(chunk=N_SAMPLES, min_chunks=1))
+    unfinished = CalibrationSettings(finish=False)  # as its blocks were calibrated
+    return replace(whole, name="tocsr_table", stages=stages, data=data, calibration=unfinished, evaluation=Settings(chunk=N_SAMPLES, min_chunks=1))
 
 
 def make_table(path: Path, progress: Progress) -> None:
