@@ -49,7 +49,7 @@ def calibrate_block(block: nn.Module, features: Features, settings: CalibrationS
     """Fits the block in place; returns its held-out error (MSE / variance) by output name and the steps taken."""
     fit, heldout = split_features(features, settings.heldout)
     optimizer = torch.optim.Adam([p for p in block.parameters() if p.requires_grad], lr=settings.lr) if _trainable(block) else None
-    best, best_state, stale, steps = _errors(block, features, heldout), None, 0, 0
+    best, best_state, stale, steps = held_out_errors(block, features, heldout), None, 0, 0
     order = torch.Generator().manual_seed(settings.seed)
     while optimizer is not None and steps < settings.max_steps and stale < settings.patience:
         for _ in range(settings.check_every):
@@ -63,14 +63,14 @@ def calibrate_block(block: nn.Module, features: Features, settings: CalibrationS
             nn.utils.clip_grad_norm_(block.parameters(), 1.0)
             optimizer.step()
             steps += 1
-        errors = _errors(block, features, heldout)
+        errors = held_out_errors(block, features, heldout)
         stale = 0 if errors.mean() < best.mean() * (1 - settings.tolerance) else stale + 1
         if errors.mean() < best.mean():
             best, best_state = errors, copy.deepcopy(block.state_dict())
     if best_state is not None:
         block.load_state_dict(best_state)
-    if settings.finish and torch.isfinite(best).all() and solve_ends(block, features, fit, heldout, lambda: _errors(block, features, heldout).mean()):
-        best = _errors(block, features, heldout)
+    if settings.finish and torch.isfinite(best).all() and solve_ends(block, features, fit, heldout, lambda: held_out_errors(block, features, heldout).mean()):
+        best = held_out_errors(block, features, heldout)
     if not torch.isfinite(best).all():
         raise Diverged(f"held-out error is {best.tolist()} after {steps} steps")
     return dict(zip(features.step.writes, best.tolist(), strict=True)), steps
@@ -86,7 +86,8 @@ def relative_errors(block: nn.Module, features: Features, rows: Tensor) -> Tenso
     return torch.stack(errors)
 
 
-def _errors(block: nn.Module, features: Features, rows: Tensor, batch_size: int = 64) -> Tensor:
+def held_out_errors(block: nn.Module, features: Features, rows: Tensor, batch_size: int = 64) -> Tensor:
+    """The same without gradients, over any number of samples."""
     with torch.no_grad():
         parts = [relative_errors(block, features, part) * len(part) for part in torch.split(rows, batch_size)]
     return torch.stack(parts).sum(0) / len(rows)
