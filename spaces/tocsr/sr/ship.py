@@ -40,25 +40,53 @@ def card(name: str, pipeline: TOCSRPipeline, made_from: Mapping[str, Any], figur
     row = next(row for row in rows if row["system"] == ours)
     terms = ", ".join(f"{key} {value:g}" for key, value in made_from["origin"]["terms"].items() if value)
     n = len(figures["held_out"])
-    return "\n".join([
-        "---", "library_name: diffusers", "pipeline_tag: image-to-image", "license: apache-2.0", "tags: [super-resolution, diffusion, one-step]", "---", "",
-        f"# {name}: x4 super-resolution in one step", "",
-        f"**The row that ships: {pipeline.config.row}** (weights: {terms}). Not pure Eq. 23 of the TOC-SR paper unless that is what stands here.", "",
-        (f"One-step U-Net of {amount(count_params(pipeline.unet))} parameters, the multi-step one it was distilled from, and the embedded 16-channel autoencoder "
-        f"({amount(count_params(pipeline.vae))}). The backbone is the winner of `nas search --space tocsr_unet --eps 0.005`; "
-        "`recipes/embedded.toml` repeats all steps."), "",
-        f"{n} held-out photographs, whole, bicubic x4, means:", "", "| | PSNR | PSNR (Y) | SSIM | GMSD |", "|---|---|---|---|---|",
-        *(f"| {r['system']} | {r['psnr']:.2f} | {r['psnr_y']:.2f} | {r['ssim']:.4f} | {r['gmsd']:.4f} |" for r in rows), "",
-        f"Gain over bicubic {row['psnr_over_bicubic']:+.2f} dB (paired t-test, p = {row['p_over_bicubic']:.2g}), "
-        f"over a 5x5 ridge regression in latent space {row['psnr_over_ridge']:+.2f} dB (p = {row['p_over_ridge']:.2g}).", "",
-        "## Data", "",
-        ("26 photographs of Debian's lomiri-wallpapers, mate-backgrounds and plasma-workspace-wallpapers (CC0-1.0, CC-BY-4.0, CC-BY-SA, GPL-2+, LGPLv3; "
-        "docs/embedded_teacher.md names them), random crops; split by photograph. None of them is in this folder."), "",
-        "## Limits", "",
-        ("Trained for less than two hours on one core, for small pictures that are bicubic reductions: noise, JPEG artefacts and blur of cameras are kept or amplified. "
-        "It sharpens edges; it does not invent texture."), "",
-        "```python", "from nas.spaces.tocsr.sr import TOCSRPipeline", "", 'pipeline = TOCSRPipeline.from_pretrained("' + name + '")', "large = pipeline(picture).images[0]", "```", "",
-    ])  # fmt: skip
+    lines = (f"| {r['system']} | {r['psnr']:.2f} | {r['psnr_y']:.2f} | {r['ssim']:.4f} | {r['gmsd']:.4f} |" for r in rows)
+    return _CARD.format(
+        name=name, row=pipeline.config.row, terms=terms, unet=amount(count_params(pipeline.unet)), vae=amount(count_params(pipeline.vae)), n=n,
+        table="\n".join(lines), bicubic=row["psnr_over_bicubic"], p_bicubic=row["p_over_bicubic"], ridge=row["psnr_over_ridge"], p_ridge=row["p_over_ridge"],
+    )  # fmt: skip
+
+
+_CARD = """\
+---
+library_name: diffusers
+pipeline_tag: image-to-image
+license: apache-2.0
+tags: [super-resolution, diffusion, one-step]
+---
+
+# {name}: x4 super-resolution in one step
+
+**The row that ships: {row}** (weights of the loss: {terms}).
+
+One-step U-Net of {unet} parameters, the multi-step one it was distilled from, and the embedded 16-channel autoencoder ({vae}). The backbone is
+the winner of `nas search --space tocsr_unet --eps 0.005`; `recipes/embedded.toml` repeats all steps.
+
+{n} held-out photographs, whole, bicubic x4, means:
+
+| | PSNR | PSNR (Y) | SSIM | GMSD |
+|---|---|---|---|---|
+{table}
+
+Gain over bicubic {bicubic:+.2f} dB (paired t-test, p = {p_bicubic:.2g}), over a 5x5 ridge regression in latent space {ridge:+.2f} dB (p = {p_ridge:.2g}).
+
+## Data
+
+26 photographs of Debian's lomiri-wallpapers, mate-backgrounds and plasma-workspace-wallpapers (CC0-1.0, CC-BY-4.0, CC-BY-SA, GPL-2+, LGPLv3;
+docs/embedded_teacher.md names them), random crops; split by photograph. None of them is in this folder.
+
+## Limits
+
+Trained for less than two hours on one core, for pictures that are bicubic reductions: noise, JPEG artefacts and blur of cameras are kept or
+amplified. It sharpens edges; it does not invent texture.
+
+```python
+from nas.spaces.tocsr.sr import TOCSRPipeline
+
+pipeline = TOCSRPipeline.from_pretrained("{name}")
+large = pipeline(picture).images[0]
+```
+"""
 
 
 def main() -> None:
