@@ -44,7 +44,7 @@ class Cascade:
 
     def _refit(self, stage: str, block: CalibratedBlock, before: Mapping[str, str], done: Mapping[str, CalibratedBlock]) -> CalibratedBlock:
         store = self._calibrator.store
-        key = block_key(cascade=1, block=block.key, before=dict(before), settings=asdict(self._settings))
+        key = block_key(cascade=2, block=block.key, before=dict(before), settings=asdict(self._settings))
         module = copy.deepcopy(block.module)
         if key in store:
             try:

@@ -18,7 +18,7 @@ from nas.space import Candidate, Choice, SearchSpace
 from nas.spaces.network import NetworkSpace
 from nas.study import HELDOUT_TOLERANCE
 
-REACH = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+REACH = (1.25, 1.5, 1.75, 2.0, 2.5)
 """Multiples of eps that the search goes on with."""
 
 RESULT = "cascade.json"

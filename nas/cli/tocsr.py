@@ -1,5 +1,6 @@
 """`nas tocsr`: TOC-SR from end to end, before and after the search."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,52 @@ Accumulate = Annotated[int, typer.Option("--accumulate", help="Forward passes of
 Rate = Annotated[float, typer.Option("--rate", help="Learning rate.")]
 PrecisionName = Annotated[str, typer.Option("--precision", help="What forward passes are computed in: fp32, bf16 or fp16.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides batches and noise.")]
+
+
+@tocsr.command("expand")
+def expand(
+    teacher: Annotated[Path, typer.Option("--teacher", help="Diffusers folder to expand, such as SD1.5: unet, vae, scheduler.")],
+    data: Annotated[list[Path], typer.Option("--data", help="Folder of pictures to train on; several allowed (LSDIR, FFHQ and DIV2K as they are laid out).")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write the expanded teacher to; it must not exist.")],
+    vae_teacher: Annotated[str, typer.Option("--vae-teacher", help="Autoencoder to imitate: a folder or a hub id.")] = "black-forest-labs/FLUX.1-schnell",
+    channels: Annotated[int, typer.Option("--channels", help="Latent channels afterwards.")] = 16,
+    variant: Annotated[str, typer.Option("--variant", help="The U-Net's first and last convolutions: v1, v2 or v3 of Table S4.")] = "v2",
+    size: Annotated[int, typer.Option("--size", help="Side of training crops in pixels.")] = 256,
+    first: Annotated[int | None, typer.Option("--first", help="Take so many pictures of each folder at most.")] = None,
+    heldout: Annotated[int, typer.Option("--held-out", help="Pictures that are not trained on; figures are taken on them.")] = 16,
+    latent_weight: Annotated[float, typer.Option("--latent-weight", help="Weight of latent matching beside reconstruction.")] = 1.0,
+    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps of the autoencoder.")] = 20_000,
+    joint_steps: Annotated[int, typer.Option("--joint-steps", help="Optimizer steps of autoencoder and U-Net together.")] = 20_000,
+    batch: Batch = 4,
+    accumulate: Accumulate = 4,
+    rate: Rate = 1e-5,
+    precision: PrecisionName = "fp32",
+    seed: Seed = 0,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    _: options.Config = None,
+) -> None:
+    """Give a teacher more latent channels: its autoencoder learns from a wider one, then U-Net and autoencoder are trained together."""
+    options.set_threads(threads)
+    from nas.spaces.tocsr.expand import ExpansionOptions
+    from nas.spaces.tocsr.expand import expand as run_expand
+    from nas.spaces.tocsr.folders import PictureFolder
+    from nas.spaces.tocsr.trainer import TrainingSettings
+
+    terminal = Terminal(quiet)
+    shared: dict[str, Any] = {"batch": batch, "accumulate": accumulate, "rate": rate, "precision": precision, "seed": seed}
+    first_step, second_step = (TrainingSettings(count, **shared, warmup=count // 20) for count in (steps, joint_steps))
+    asked = ExpansionOptions(first_step, second_step, channels, variant, latent_weight, heldout)  # type: ignore[arg-type]  # checked there
+    pictures = PictureFolder.of(data, size, terminal, first)
+    result = run_expand(teacher, vae_teacher, pictures, asked, to, device=device or "cpu", progress=terminal)
+    if json:
+        print_json(result)
+        return
+    before, after = result["autoencoder"][0], result["joint"][-1]
+    out.print(f"held-out PSNR {before['psnr']:.2f} dB at the start, {after['psnr']:.2f} dB at the end; held-out denoising loss {after['heldout_loss']:.4g}")
+    out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)
 
 
 @tocsr.command("finetune")

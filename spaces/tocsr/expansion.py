@@ -94,8 +94,8 @@ def _corner(wide: Tensor, narrow: Tensor) -> None:
 def expand_autoencoder(vae: AutoencoderKL, channels: int = 16, seed: int = 0) -> AutoencoderKL:
     """A copy of an autoencoder with more latent channels.
 
-    Means and log variances of the old channels stay; new means are drawn at the scale of the old ones, new log variances begin at the old ones' average;
-    the decoder does not read the new channels yet.
+    Means and log variances of the old channels stay; new means begin as random mixtures of the old ones, of their scale whatever the network's is, new log
+    variances as the old ones' average; the decoder does not read the new channels yet.
 
     Raises:
         InputError: it has as many channels already.
@@ -107,10 +107,10 @@ def expand_autoencoder(vae: AutoencoderKL, channels: int = 16, seed: int = 0) ->
         wider: AutoencoderKL = AutoencoderKL.from_config({**vae.config, "latent_channels": channels})
     wider = wider.to_empty(device="cpu").to(vae.dtype)
     ours, theirs = wider.state_dict(), vae.state_dict()
-    random = torch.Generator().manual_seed(seed)
+    mixing = nn.functional.normalize(torch.randn(channels - old, old, generator=torch.Generator().manual_seed(seed)), dim=1)
     for name, value in ours.items():
         if name.startswith("encoder.conv_out."):
-            value.copy_(_moments(theirs[name], channels, random, fresh=True))
+            value.copy_(_moments(theirs[name], mixing))
         elif name.startswith("quant_conv."):
             value.copy_(_quantised(theirs[name], channels))
         elif name.startswith(("post_quant_conv.", "decoder.conv_in.")) and value.shape != theirs[name].shape:
@@ -120,13 +120,12 @@ def expand_autoencoder(vae: AutoencoderKL, channels: int = 16, seed: int = 0) ->
     return wider
 
 
-def _moments(old: Tensor, channels: int, random: torch.Generator, *, fresh: bool) -> Tensor:
-    """Rows of means, then of log variances, each with the old ones first."""
+def _moments(old: Tensor, mixing: Tensor) -> Tensor:
+    """Rows of means, then of log variances, each with the old ones first; new means are mixtures of the old ones."""
     n = len(old) // 2
     mean, log_variance = old[:n], old[n:]
-    shape = (channels - n, *old.shape[1:])
-    drawn = torch.randn(shape, generator=random).to(old) * mean.std() if fresh and old.ndim > 1 else torch.zeros(shape).to(old)
-    return torch.cat([mean, drawn, log_variance, log_variance.mean(0, keepdim=True).expand(shape)])
+    mixed = torch.einsum("ij,j...->i...", mixing.to(old), mean)
+    return torch.cat([mean, mixed, log_variance, log_variance.mean(0, keepdim=True).expand_as(mixed)])
 
 
 def _quantised(old: Tensor, channels: int) -> Tensor:

@@ -134,11 +134,11 @@ def _encode(folder: Path, pictures: Path, unet: CompactUNet, device: torch.devic
     with torch.no_grad():
         modes = [vae.encode(image[None].to(device)).latent_dist.mode() for image in progress.track(list(images), "latents")]
     latents = (torch.cat(modes).cpu() - shift) * vae.config.scaling_factor
-    text = _null_prompt(folder, unet, progress)
+    text = null_prompt(folder, unet, progress)
     return Latents(latents, text.expand(len(kept), -1, -1), torch.arange(len(kept)))
 
 
-def _null_prompt(folder: Path, unet: CompactUNet, progress: Progress) -> Tensor:
+def null_prompt(folder: Path, unet: CompactUNet, progress: Progress) -> Tensor:
     """Conditioning `(1, T, D)` of the empty prompt; zeros, with a note, where the folder has no text encoder."""
     if not (folder / "text_encoder" / "config.json").is_file() or not (folder / "tokenizer").is_dir():
         progress.note(f"teacher folder '{folder}' has no text encoder; the conditioning is zero")

@@ -1,0 +1,232 @@
+"""Algorithm 2 of [TOC-SR]: from a latent-diffusion teacher with few latent channels to one with more, autoencoder first, then both together.
+
+1  the autoencoder, expanded, imitates a teacher autoencoder and reconstructs                                        Eq. (4)
+2  the U-Net's first and last convolutions are expanded, and both are trained by the denoising loss, Eq. (4) beside it   Eq. (5)
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Generator, Tensor, nn
+
+from nas.amounts import amount
+from nas.blocks.store import block_key
+from nas.errors import DamagedFile, InputError
+from nas.files import damage, read_json, whole_folder
+from nas.progress import Progress
+from nas.spaces.tocsr.compact import CompactUNet
+from nas.spaces.tocsr.expansion import Distilled, Variant, check_vae_teacher, expand_autoencoder, expand_unet, taken_over, teacher_latents
+from nas.spaces.tocsr.folders import PictureFolder
+from nas.spaces.tocsr.teacher import alphas_cumprod, null_prompt
+from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
+
+RESULT = "expansion.json"
+
+FLUX = "black-forest-labs/FLUX.1-schnell"
+"""The default teacher autoencoder, 16 channels; its `vae` folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpansionOptions:
+    """What is expanded to what.
+
+    Attributes:
+        channels: latent channels afterwards.
+        variant: which first and last convolutions the U-Net gets (Table S4).
+        weight: of latent matching beside reconstruction in Eq. (4).
+        heldout: pictures that are not trained on, which figures are taken on.
+        autoencoder: how step 1 is trained.
+        joint: how step 2 is trained.
+    """
+
+    autoencoder: TrainingSettings
+    joint: TrainingSettings
+    channels: int = 16
+    variant: Variant = "v2"
+    weight: float = 1.0
+    heldout: int = 16
+
+
+class Joint(nn.Module):
+    """Autoencoder and U-Net in one: Eq. (5), with Eq. (4) beside it, without which the encoder could make latents that are easy to denoise and mean nothing."""
+
+    def __init__(self, distilled: Distilled, unet: CompactUNet) -> None:
+        super().__init__()
+        self.distilled, self.unet = distilled, unet
+        self.register_buffer("abar", alphas_cumprod(unet), persistent=False)
+        self.abar: Tensor
+
+    def forward(self, images: Tensor, wanted: Tensor, text: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The denoising loss and that of Eq. (4)."""
+        fit, latents = self.distilled(images, wanted)
+        a = self.abar[t].view(-1, 1, 1, 1).to(latents)
+        found = self.unet(a.sqrt() * latents + (1 - a).sqrt() * noise, t, text, return_dict=False)[0]
+        return (found - noise).float().square().mean(), fit
+
+
+def load_vae(name: str) -> AutoencoderKL:
+    """An autoencoder from its folder, from a model folder with `vae/`, or from the hub.
+
+    Raises:
+        InputError: there is none; says which files are needed and where to put them.
+    """
+    folder = Path(name)
+    inside = next((place for place in (folder, folder / "vae") if (place / "config.json").is_file()), None)
+    files = "vae/config.json and vae/diffusion_pytorch_model.safetensors"
+    try:
+        if inside is not None:
+            return AutoencoderKL.from_pretrained(inside, use_safetensors=True)
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise InputError(f"no autoencoder in '{name}'; give a folder with {files}, or a hub id such as {FLUX}")
+        return AutoencoderKL.from_pretrained(name, subfolder="vae", use_safetensors=True)
+    except InputError:
+        raise
+    except Exception as error:  # diffusers and the hub raise whatever comes on the way
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"autoencoder '{name}' cannot be loaded ({reason}); download its {files} and give their folder with --vae-teacher") from error
+
+
+def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: ExpansionOptions, to: Path, *, device: str, progress: Progress) -> dict[str, Any]:
+    """Writes the expanded teacher as a diffusers folder; goes on where it was stopped, or returns the result that is there.
+
+    Returns:
+        `autoencoder` and `joint`: their curves of losses and held-out figures; `params`, `options`, `path`.
+
+    Raises:
+        InputError: a network, folder or disk that cannot be used; before any work starts.
+    """
+    with suppress(DamagedFile):
+        if to.is_dir() and not damage(to):
+            found: dict[str, Any] = read_json(to / RESULT, {"autoencoder": list, "joint": list})
+            return found
+    if to.exists():
+        raise InputError(f"'{to}' exists already; give a folder that does not with --to")
+    old = CompactUNet.from_teacher_folder(teacher)
+    vae, guide = load_vae(str(teacher)), load_vae(vae_teacher)
+    check_vae_teacher(guide, vae, options.channels)
+    unet = _expanded(old, options)
+    _check_room(to, unet, vae)
+    wider = expand_autoencoder(vae, options.channels)
+    wider.register_to_config(**taken_over(vae, guide))
+    train, heldout = pictures.apart(options.heldout)
+    job = _Job(Distilled(wider, options.weight), unet, guide.requires_grad_(False).to(device), train, heldout.centres(), null_prompt(teacher, old, progress))
+    work = to.with_name(f".{to.name}.training")
+    origin = {"pictures": train.fingerprint, "teacher": str(teacher), "vae_teacher": vae_teacher, "weight": options.weight, "variant": options.variant}
+    curves = job.run(options, work, origin, device, progress)
+    result = {**curves, "params": sum(p.numel() for p in unet.parameters()), "options": asdict(options), "path": str(to)}
+    _save(teacher, wider, unet, result, to)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _expanded(old: CompactUNet, options: ExpansionOptions) -> CompactUNet:
+    """The U-Net with more channels; it predicts noise, whatever it does natively."""
+    stock = UNet2DConditionModel.from_config({key: value for key, value in old.config.items() if key not in ("architecture", "scheduler", "expansion")})
+    stock.load_state_dict(old.state_dict())
+    wide = expand_unet(stock, options.channels, options.variant)
+    model: CompactUNet
+    if options.variant == "v2":
+        model = CompactUNet.of(wide, old.config.scheduler)
+        return model
+    own = {"scheduler": dict(old.config.scheduler), "expansion": [options.variant, stock.config.in_channels]}
+    model = CompactUNet.from_config({**wide.config, **own})
+    model.load_state_dict(wide.state_dict())
+    return model
+
+
+def _check_room(to: Path, unet: nn.Module, vae: nn.Module) -> None:
+    """Raises unless the disk holds a checkpoint (weights, average, two moments; written beside the last one) and the models."""
+    weights = 4 * sum(p.numel() for module in (unet, vae) for p in module.parameters())
+    need = 9 * weights
+    place = next(path for path in to.absolute().parents if path.exists())
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise InputError(f"expansion needs {amount(need)}B on disk for checkpoints and models, '{place}' has {amount(free)}B free; give another --to")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The two trainings on one set of pictures."""
+
+    distilled: Distilled
+    unet: CompactUNet
+    guide: AutoencoderKL
+    pictures: PictureFolder
+    heldout: Tensor
+    text: Tensor
+
+    def run(self, options: ExpansionOptions, work: Path, origin: Mapping[str, Any], device: str, progress: Progress) -> dict[str, Any]:
+        """Both curves."""
+        joint = Joint(self.distilled, self.unet)
+        first = Trainer(self.distilled, self.pictures.crops, self._matching, options.autoencoder, device=device, origin=origin)
+        curve = first.run(work / "autoencoder", self.reconstruction, every=max(1, options.autoencoder.steps // 10), progress=progress)
+        matched = block_key(origin=dict(origin), settings=asdict(replace(options.autoencoder, save_s=0)))
+        second = Trainer(joint, self.pictures.crops, self._denoising, options.joint, device=device, origin={"autoencoder": matched})
+        return {
+            "autoencoder": curve,
+            "joint": second.run(work / "joint", self._judged, every=max(1, options.joint.steps // 10), progress=progress),
+        }
+
+    def _matching(self, network: nn.Module, images: Tensor, random: Generator) -> Tensor:
+        del random
+        loss: Tensor = network(images, teacher_latents(self.guide, images))[0]
+        return loss
+
+    def _denoising(self, network: nn.Module, images: Tensor, random: Generator) -> Tensor:
+        denoising, fit = self._losses(network, images, random)
+        return denoising + fit
+
+    def _losses(self, network: nn.Module, images: Tensor, random: Generator) -> tuple[Tensor, Tensor]:
+        wanted = teacher_latents(self.guide, images)
+        t = torch.randint(int(self.unet.config.scheduler["num_train_timesteps"]), (len(images),), generator=random).to(images.device)
+        noise = torch.randn(wanted.shape, generator=random).to(wanted)
+        losses: tuple[Tensor, Tensor] = network(images, wanted, self.text.to(images).expand(len(images), -1, -1), t, noise)
+        return losses
+
+    def reconstruction(self, network: nn.Module) -> dict[str, float]:
+        """Held-out PSNR in dB (pictures in [-1, 1], a peak of 2)."""
+        assert isinstance(network, Distilled)
+        errors = []
+        for picture in torch.split(self.heldout, 1):
+            image = picture.to(network.vae.device)
+            found = network.vae.decode(network.vae.encode(image).latent_dist.mode()).sample.clamp(-1, 1)
+            errors.append((found - image).float().square().mean().cpu())
+        return {"psnr": float((10 * torch.log10(4 / torch.stack(errors).clamp(min=1e-10))).mean())}
+
+    def _judged(self, network: nn.Module) -> dict[str, float]:
+        """Held-out denoising loss, the same noise every time, and PSNR."""
+        assert isinstance(network, Joint)
+        random = Generator().manual_seed(0)
+        device = network.distilled.vae.device
+        losses = [float(self._losses(network, picture.to(device), random)[0]) for picture in torch.split(self.heldout, 4)]
+        return {"heldout_loss": sum(losses) / len(losses), **self.reconstruction(network.distilled)}
+
+
+def _save(teacher: Path, vae: AutoencoderKL, unet: CompactUNet, result: Mapping[str, Any], to: Path) -> None:
+    try:
+        with whole_folder(to) as draft:
+            vae.save_pretrained(draft / "vae")
+            _as_stock(unet).save_pretrained(draft / "unet")
+            for name in ("scheduler", "text_encoder", "tokenizer"):
+                if (teacher / name).is_dir():
+                    shutil.copytree(teacher / name, draft / name)
+            (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to '{to}': {error.strerror}; the same command goes on from its checkpoints") from error
+
+
+def _as_stock(unet: CompactUNet) -> UNet2DConditionModel:
+    """The network as diffusers' own class where it is one (variant v2), so that anyone can load it."""
+    if unet.config.get("expansion") is not None:
+        return unet
+    with torch.device("meta"):
+        stock: UNet2DConditionModel = UNet2DConditionModel.from_config({key: value for key, value in unet.config.items() if not key.startswith("_")})
+    stock.load_state_dict(unet.state_dict(), assign=True)
+    return stock
