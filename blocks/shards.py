@@ -34,6 +34,20 @@ class Shards:
 
     device = torch.device("cpu")
 
+    @classmethod
+    def reopen(cls, folder: Path, name: str, dtype: torch.dtype) -> "Shards":
+        """Rows that another process wrote, handed out as `dtype`.
+
+        Raises:
+            DamagedFile: there are none, or they cannot be read.
+        """
+        found = cls(folder, name)
+        found._files, found._dtype = sorted(folder.glob(f"{name}-?????.safetensors")), dtype
+        if not found._files:
+            raise DamagedFile(f"'{folder}' holds no features '{name}'; start the calibration again")
+        found._rows_each = len(found._map(0))
+        return found
+
     def append(self, values: Tensor) -> None:
         """Adds rows `(m, ...)`; files are written as they fill up.
 
