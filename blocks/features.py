@@ -1,5 +1,7 @@
 """What each stage of the teacher reads and writes on the `fit` samples: the data of feature-wise distillation (Eq. 7 of [TOC-SR])."""
 
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,13 +13,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nas.amounts import amount
+from nas.amounts import AMOUNT, amount, scaled
 from nas.blocks.shards import Shards, half_bytes, variance
 from nas.data import Samples
-from nas.errors import ContractError
+from nas.errors import ContractError, InputError
 from nas.graph import StageGraph, Step
 from nas.home import nas_home
 from nas.progress import Progress
+
+MAX_DISK = "NAS_MAX_DISK"
+"""Environment variable: how much room features may take on disk, also in worker processes."""
 
 _Key = tuple[int, str]
 
@@ -51,7 +56,8 @@ class FeatureBudget:
 
     Attributes:
         memory_mb: in memory; a stage that needs more goes to disk.
-        disk_mb: on disk, by default four fifths of what is free; a stage that needs more is recomputed by the teacher for every batch.
+        disk_mb: on disk, by default `$NAS_MAX_DISK` (such as 20G), else four fifths of what is free; a stage that needs more is recomputed by the teacher
+            for every batch.
         folder: where temporary folders are made, by default below `$NAS_HOME`.
     """
 
@@ -69,7 +75,24 @@ class FeatureBudget:
     @property
     def disk_limit(self) -> float:
         """Bytes on disk at most."""
-        return self.disk_mb * 1e6 if self.disk_mb is not None else 0.8 * shutil.disk_usage(self.place).free
+        if self.disk_mb is not None:
+            return self.disk_mb * 1e6
+        free = shutil.disk_usage(self.place).free
+        return disk_bytes(os.environ[MAX_DISK], free) if MAX_DISK in os.environ else 0.8 * free
+
+
+def disk_bytes(text: str, free: float) -> float:
+    """Bytes that `"20G"` or `"50%"` (of what is free) means.
+
+    Raises:
+        InputError: another form.
+    """
+    match = re.fullmatch(AMOUNT, text.strip())
+    try:
+        number, unit = match.groups() if match else ("", "")
+        return scaled(number, unit, free)
+    except ValueError:
+        raise InputError(f"room on disk must read NUMBER[k|M|G|T|%], such as 20G or 50% (of what is free), got '{text}'") from None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`nas spaces`, `nas calibrate`, `nas measure`: a space, its blocks, and single candidates."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -107,6 +108,9 @@ def calibrate(
     timeout: options.TaskTimeout = 3600.0,
     executor: options.ExecutorName = "local",
     address: options.Address = None,
+    max_disk: Annotated[
+        str | None, typer.Option("--max-disk", help="Room for features that do not fit in memory, such as 20G; beyond it the teacher recomputes them.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     _: options.Config = None,
@@ -120,6 +124,11 @@ def calibrate(
 
     crew, terminal = Crew(workers, executor, address, timeout, threads), Terminal(quiet)
     options.set_threads(threads if crew.alone else crew.threads_each)
+    if max_disk is not None:
+        from nas.blocks.features import MAX_DISK, disk_bytes
+
+        disk_bytes(max_disk, 0.0)
+        os.environ[MAX_DISK] = max_disk  # workers read it too
     chosen = options.space_options(teacher, library, data, device)
     source = resolve_space(space, **chosen)
     with crew.open(space, chosen, source.fingerprint()) as workplaces:

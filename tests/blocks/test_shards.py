@@ -100,3 +100,24 @@ def test_blocks_calibrate_alike_wherever_their_features_are(
     inside = errors(tmp_path / "inside", None)
     outside = errors(tmp_path / "outside", FeatureBudget(memory_mb=0, disk_mb=disk_mb, folder=tmp_path / "features"))
     assert outside == pytest.approx(inside, rel=0.05)
+
+
+def test_room_on_disk_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    budget = FeatureBudget(folder=tmp_path)
+    monkeypatch.setenv("NAS_MAX_DISK", "20G")
+    assert budget.disk_limit == 20e9
+    monkeypatch.setenv("NAS_MAX_DISK", "lots")
+    with pytest.raises(InputError, match="such as 20G or 50%"):
+        _ = budget.disk_limit
+    assert FeatureBudget(disk_mb=3, folder=tmp_path).disk_limit == 3e6
+
+
+def test_rows_of_another_process_are_opened_again(tmp_path: Path) -> None:
+    values = torch.randn(700, 400)
+    shards = Shards(tmp_path, "h", shard_mb=1)
+    shards.append(values)
+    shards.close()
+    rows = torch.tensor([0, 699, 350])
+    assert torch.equal(Shards.reopen(tmp_path, "h", torch.float32)[rows], shards[rows])
+    with pytest.raises(DamagedFile, match="holds no features 'x'"):
+        Shards.reopen(tmp_path, "x", torch.float32)

@@ -22,7 +22,7 @@ OPTIONS = {
     "search": "address config data delta device eps executor json keep-dominated library log minimize name new numerics optimizer quiet"
     " seed space teacher threads timeout trials verbose where workdir workers",
     "measure": "candidate config data device json library numerics quiet space teacher threads",
-    "calibrate": "address config data device executor json library quiet space teacher threads timeout workers",
+    "calibrate": "address config data device executor json library max-disk quiet space teacher threads timeout workers",
     "plan": "batch config data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "best": "json run target",
