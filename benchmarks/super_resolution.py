@@ -6,15 +6,10 @@ of 256 pixels; the autoencoder alone, from the HR picture (a ceiling). Paired t-
 
     python benchmarks/super_resolution.py --recipe recipes/embedded.toml --photographs FOLDER --model NAME=FOLDER ... [--many 15] [--pictures docs/images]
 
-Also how tiles agree with the whole, and the seconds and peak memory of a 512 x 512 result (in processes of their own).
+Also how tiles agree with the whole.
 """
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -107,32 +102,6 @@ def table(rows: list[Row], baselines: tuple[str, ...]) -> list[dict[str, Any]]:
     return found
 
 
-def cost(model: Path, steps: int) -> dict[str, float]:
-    """Seconds (median of 3) and peak memory of a process for a 512 x 512 result; `steps` 0 is bicubic."""
-    command = [sys.executable, __file__, "--cost", str(model), str(steps)]
-    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
-
-
-def measure_cost(model: Path, steps: int) -> None:
-    """The child of `cost`."""
-    low = np.random.default_rng(0).integers(0, 256, (SIZE // FACTOR, SIZE // FACTOR, 3), dtype=np.uint8)
-    system: System = bicubic_up
-    if steps:
-        pipeline = TOCSRPipeline.from_pretrained(model)
-        pipeline.set_progress_bar_config(disable=True)
-        system = system_of(pipeline, steps)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        system(low)
-        seconds.append(time.perf_counter() - begun)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        json.dumps({"seconds": sorted(seconds)[1], "peak_mb": after / 1024, "mb_beyond_loading": (after - before) / 1024, "threads": torch.get_num_threads()})
-    )
-
-
 def sheet(pairs: list[Pair], systems: dict[str, System], side: int = 128, zoom: int = 2) -> Image.Image:
     """The middle of each window: small picture, the systems, the photograph."""
     columns: list[Callable[[Pair], Picture]] = [lambda p: p.low.repeat(FACTOR, 0).repeat(FACTOR, 1)]
@@ -152,12 +121,8 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=15)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cost", nargs=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    if asked.cost:
-        measure_cost(Path(asked.cost[0]), int(asked.cost[1]))
-        return
     recipe = Recipe.read(asked.recipe)
     source = replace(recipe.photographs, folder=str(asked.photographs))
     training, held = source.load(Terminal())
@@ -165,7 +130,7 @@ def main() -> None:
     pipelines = {name: TOCSRPipeline.from_pretrained(folder) for name, folder in folders.items()}
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
-    first_name, first = next(iter(pipelines.items()))
+    first = next(iter(pipelines.values()))
     ridge = Ridge(pairs_of(training, first.vae, source.data, nas_home() / "pairs", Terminal()))
     baselines: dict[str, System] = {BICUBIC: bicubic_up, "ridge": through_latents(first, ridge)}
     ours = {name: system_of(pipeline, 1) for name, pipeline in pipelines.items()}
@@ -188,11 +153,7 @@ def main() -> None:
         "window": WINDOW,
         "parts_at_512": [{"name": p.name, "params": p.params, "macs": p.macs, "macs_with_attention": p.macs_with_attention} for p in parts(first, SIZE)],
         "tiles": tiles(first, pairs),
-        "cost_at_512": {
-            BICUBIC: cost(folders[first_name], 0), f"{first_name}, 1 step": cost(folders[first_name], 1),
-            f"{first_name}, {asked.many} steps": cost(folders[first_name], asked.many),
-        },
-    }  # fmt: skip
+    }
     write_result("super_resolution", content)
     if asked.pictures:
         shown = {BICUBIC: bicubic_up, "ridge": baselines["ridge"], **ours, "many": many}

@@ -37,7 +37,7 @@ from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
 
 Map = Callable[[Tensor], Tensor]
 LINEAR = 3000  # crops that the linear autoencoders are fitted to and their students trained on
-FINETUNING = TrainingSettings(1000, 64, rate=5e-4, warmup=50)
+FINETUNING = TrainingSettings(600, 64, rate=5e-4, warmup=50)
 
 
 class Patches:

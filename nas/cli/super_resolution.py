@@ -78,6 +78,7 @@ def evaluate(
 
     form = check_form("json" if json else form)
     rows = published(check_dataset(beside)) if beside else []
+    pairs = list(evaluation.paired(lr, hr) if lr is not None else evaluation.degraded(hr, degradation, seed))
     there, missing = available(metric or list(METRICS))
     terminal = Terminal(quiet)
     for name, why in missing.items():
@@ -88,7 +89,6 @@ def evaluate(
     for n in steps or [1]:
         pipeline.model(n)
         systems[f"{n} step{'s' * (n > 1)}"] = evaluation.system_of(pipeline, n, tile=tile, overlap=overlap, seed=seed)
-    pairs = list(evaluation.paired(lr, hr) if lr is not None else evaluation.degraded(hr, degradation, seed))
     found = evaluation.evaluate(systems, terminal.track(pairs, "pictures"), there)
     content = summary(found, evaluation.parts(pipeline, size), size, missing, rows, [pair.name for pair in pairs])
     out.print(rendered(content, form), markup=False, soft_wrap=True)

@@ -58,12 +58,14 @@ def conditional_unet(backbone: CompactUNet, prediction_type: str | None = None, 
         context: `(1, T, D)`, such as the null prompt's; None is one token of zeros.
 
     Raises:
-        InputError: the network reads other channels than it predicts, or has no scheduler config.
+        InputError: the network reads other channels than it predicts, in more than one convolution, or has no scheduler config.
     """
     config = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
     channels = config["out_channels"]
     if config["in_channels"] != channels:
         raise InputError(f"the backbone must read the {channels} channels that it predicts, got {config['in_channels']}; is it conditional already?")
+    if not isinstance(backbone.conv_in, nn.Conv2d):
+        raise InputError("the backbone's conv_in must be one convolution; expand the teacher as variant v2")
     if config["scheduler"] is None:
         raise InputError("the backbone must know its scheduler (CompactUNet.of(unet, scheduler)), whose betas the noise follows")
     scheduler = dict(config["scheduler"]) | ({} if prediction_type is None else {"prediction_type": prediction_type})
