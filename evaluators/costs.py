@@ -2,16 +2,20 @@
 
 fvcore is the counter of record on real tensors, with a handle for scaled dot-product attention (it knows none and would only warn);
 an operator it does not know is an error unless it is listed as one that multiplies nothing. torch's FlopCounterMode counts the same
-again and must agree to the integer. On the meta device, where tracing does not work, FlopCounterMode counts alone.
+again and must agree to the integer. On the meta device, where tracing does not work, and for models that fvcore cannot trace,
+FlopCounterMode counts alone; it takes an operator without a formula for free, so that those which multiply are named in a note.
+Recurrent layers apply each of their weight matrices once to every token, which is how both count them.
 
 `params` counts every parameter, `macs` multiply-adds of convolutions and linear layers, `macs_with_attention` also those of products
 between activations. Norms, activations and resizing count nothing.
 """
 
 import logging
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from nas.errors import ContractError, InputError
 from nas.graph import CalledByStep, StageGraph, Values
@@ -42,10 +47,11 @@ _FREE = {
 
 @dataclass(frozen=True, slots=True)
 class Macs:
-    """Multiply-adds of one call: convolutions and linear layers, and products between activations."""
+    """Multiply-adds of one call: convolutions and linear layers, products between activations; and operators that multiply but are not counted."""
 
     linear: int
     attention: int
+    uncounted: tuple[str, ...] = ()
 
 
 def count_costs(
@@ -66,6 +72,7 @@ def count_costs(
     """
     graph.check_stages([stage.name for stage in stages])
     read = {name: arguments for name, (arguments, _) in graph.passed(inputs).items()}
+    uncounted: dict[str, set[str]] = {}
     measures: dict[str, Measure] = {"params": count_params, **(extra or {})}
     metrics = [*measures, "macs", "macs_with_attention"]
     _check_shared(graph, stages, blocks)
@@ -73,6 +80,8 @@ def count_costs(
     def costs(module: nn.Module, step: str) -> list[float]:
         called = module if graph[step].layout is None else CalledByStep(graph[step], module)
         macs = count_macs(called, read[step], where=f"step '{step}'", strict=strict)
+        for operator in macs.uncounted:
+            uncounted.setdefault(operator, set()).add(step)
         return [*(float(measure(module)) for measure in measures.values()), macs.linear, macs.linear + macs.attention]
 
     table = np.full((len(metrics), len(stages), max(len(stage.choices) for stage in stages)), np.nan)
@@ -82,7 +91,8 @@ def count_costs(
     searched = {stage.name for stage in stages}
     rows = [costs(step.module, step.name) for step in graph.steps if step.name not in searched]
     fixed = np.sum(rows, axis=0) if rows else np.zeros(len(metrics))
-    return CostTable(dict(zip(metrics, table, strict=True)), dict(zip(metrics, map(float, fixed), strict=True)))
+    notes = tuple(f"MACs leave out '{name}' at {', '.join(sorted(steps))}: no count is known for it" for name, steps in sorted(uncounted.items()))
+    return CostTable(dict(zip(metrics, table, strict=True)), dict(zip(metrics, map(float, fixed), strict=True)), notes)
 
 
 def count_params(module: nn.Module) -> int:
@@ -101,7 +111,7 @@ def count_macs(module: nn.Module, arguments: tuple[Any, ...], where: str = "modu
         if not strict or any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in (*arguments, *module.parameters())):
             return by_torch
         by_fvcore = _count_by_fvcore(module, arguments, where)
-    if by_fvcore != by_torch:
+    if by_fvcore != replace(by_torch, uncounted=()):
         raise ContractError(f"{where}: fvcore counts {by_fvcore}, torch's FlopCounterMode {by_torch}; one of them misses an operator")
     return by_fvcore
 
@@ -114,13 +124,49 @@ def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **more: Any) 
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-def _count_by_torch(module: nn.Module, arguments: tuple[Any, ...]) -> Macs:
+def _recurrent_layer_flops(x: Any, from_input: Any, from_hidden: Any, *rest: Any, **more: Any) -> int:
+    del rest, more
+    return 2 * math.prod(x[:-1]) * (math.prod(from_input) + math.prod(from_hidden))
+
+
+def _recurrent_flops(x: Any, weights: Any, *rest: Any, **more: Any) -> int:
+    del rest, more
+    return 2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
+_FORMULAS = {
     # on CPU attention runs as an operator the counter has no formula for, and would count as 0 without a word
-    cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_layer_flops,
+    torch.ops.aten._cudnn_rnn: _recurrent_flops,
+}
+_MULTIPLIES = re.compile(
+    r"(^|_)(mm|mv|addmv|dot|vdot|matmul|linear|bilinear|trilinear|einsum|conv|convolution|c?dist|fft|linalg|solve|inverse|cholesky"
+    r"|rnn|lstm|gru|attention|transformer|quantized|sparse|mkldnn|cudnn|miopen)(\d?d)?(_|$)"
+)
+
+
+class _Uncounted(TorchDispatchMode):
+    """Collects the operators that multiply, by their name or because they are not torch's own, and for which the counter has no formula."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, _, name = str(func.name()).partition("::")
+        name = name.partition(".")[0]
+        known = func.overloadpacket in flop_registry or func.overloadpacket in _FORMULAS or name.startswith("upsample") or "norm" in name
+        if not known and (namespace not in ("aten", "prim", "prims") or _MULTIPLIES.search(name)):
+            self.found.add(name if namespace == "aten" else f"{namespace}::{name}")
+        return func(*args, **(kwargs or {}))
+
+
+def _count_by_torch(module: nn.Module, arguments: tuple[Any, ...]) -> Macs:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which would count as 0
     try:
-        with FlopCounterMode(display=False, custom_mapping={cpu_attention: _attention_flops}) as counter:
+        with _Uncounted() as uncounted, FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
             module(*arguments)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -130,10 +176,10 @@ def _count_by_torch(module: nn.Module, arguments: tuple[Any, ...]) -> Macs:
             attention += flops
         else:
             linear += flops
-    return Macs(linear // 2, attention // 2)
+    return Macs(linear // 2, attention // 2, tuple(sorted(uncounted.found)))
 
 
-_LINEAR_BY_FVCORE = ("conv", "linear", "addmm")
+_LINEAR_BY_FVCORE = ("conv", "linear", "addmm", "recurrent")
 _ATTENTION_BY_FVCORE = ("attention", "bmm", "baddbmm", "matmul", "mm", "einsum")
 
 
@@ -150,9 +196,18 @@ def _baddbmm_macs(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
     return {"baddbmm": left[0] * left[1] * left[2] * right[2]}
 
 
+def _recurrent_macs(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
+    del outputs
+    weights = next(value for value in reversed(inputs[:4]) if value.node().kind() == "prim::ListConstruct").node().inputs()
+    matrices = [math.prod(shape) for shape in map(get_shape, weights) if len(shape) == 2]
+    return {"recurrent": math.prod(get_shape(inputs[0])[:-1]) * sum(matrices)}
+
+
 def _count_by_fvcore(module: nn.Module, arguments: tuple[Any, ...], where: str) -> Macs:
     analysis = FlopCountAnalysis(module, arguments).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs, "aten::baddbmm", _baddbmm_macs)
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        analysis.set_op_handle(f"aten::{name}", _recurrent_macs)
     with _quiet():
         counts = analysis.by_operator()
         unknown = sorted({name.removeprefix("aten::") for name in analysis.unsupported_ops()} - _FREE)

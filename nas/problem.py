@@ -20,10 +20,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CostTable:
-    """Exact additive costs: metric -> `(S, K)` numbers (NaN where a stage has fewer choices), and the fixed part of each metric."""
+    """Exact additive costs: metric -> `(S, K)` numbers (NaN where a stage has fewer choices), and the fixed part of each metric.
+
+    `notes` say what was not counted.
+    """
 
     by_choice: Mapping[str, Floats]
     fixed: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> list[str]:

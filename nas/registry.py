@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
 
 from nas.errors import InputError, did_you_mean
+from nas.fingerprint import USER_PREFIX, code_identity
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class Registry(Generic[T]):
         self._about = dict(about or {})
 
     def add(self, name: str, entry: T) -> None:
-        """Registers `entry` under `name`; a name that is taken by another object is an error. A file that is run again replaces its own."""
+        """Registers `entry` under `name`; a name that is taken by another object is an error. A file that is run or loaded again replaces its own."""
         if not _same(self._loaded.get(name, entry), entry) or (name in self._targets and name not in self._loaded):
             raise InputError(f"{self.kind} '{name}' is registered already; choose another name")
         self._loaded[name] = entry
@@ -75,9 +76,11 @@ class Registry(Generic[T]):
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether both are one object, or two runs of one definition."""
-    where = (getattr(one, "__module__", None), getattr(one, "__qualname__", None))
-    return one is other or (None not in where and where == (getattr(other, "__module__", None), getattr(other, "__qualname__", None)))
+    """Whether both are one object, two runs of one definition, or one definition loaded under two module names."""
+    if one is other:
+        return True
+    places = [(str(getattr(thing, "__module__", "")).removeprefix(USER_PREFIX), getattr(thing, "__qualname__", None)) for thing in (one, other)]
+    return None not in places[0] and (places[0] == places[1] or (places[0][1] == places[1][1] and code_identity(one) == code_identity(other)))
 
 
 def load_target(target: str) -> T:  # type: ignore[type-var]  # the caller knows what stands there
