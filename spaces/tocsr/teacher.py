@@ -109,7 +109,7 @@ def companions(name: str, unet: CompactUNet, progress: Progress | None = None) -
         InputError: the teacher has no autoencoder, or one of other channels.
     """
     folder = EmbeddedAssets(newest_version()).root if name == EMBEDDED else _folder(name)
-    return _autoencoder(folder, int(unet.config.out_channels)), _null_prompt(folder, unet, progress or Quiet())
+    return _autoencoder(folder, int(unet.config.out_channels)), null_prompt(folder, unet, progress or Quiet())
 
 
 def _autoencoder(folder: Path, channels: int) -> AutoencoderKL:
