@@ -81,7 +81,7 @@ def resolve_space(text: str, **options: Any) -> "Space":
     """
     head, _, argument = text.partition(":")
     from_file = head.endswith(".py")
-    factory = _from_file(Path(head), argument or "make_space") if from_file else SPACES.get(head)
+    factory = function_of_file(Path(head), argument or "make_space") if from_file else SPACES.get(head)
     arguments = (argument,) if argument and not from_file else ()
     given = {name: value for name, value in options.items() if value is not None}
     accepted = inspect.signature(factory).parameters
@@ -133,7 +133,8 @@ def _check_file(path: Path) -> None:
         raise InputError(f"no file '{path}' to take a space from; give path/to/file.py:function")
 
 
-def _from_file(path: Path, function: str) -> Any:
+def function_of_file(path: Path, function: str) -> Any:
+    """A function of a Python file, which is run for it."""
     _check_file(path)
     spec = importlib.util.spec_from_file_location(f"{USER_PREFIX}{path.stem}", path.resolve())
     if spec is None or spec.loader is None:

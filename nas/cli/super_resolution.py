@@ -7,6 +7,7 @@ import typer
 
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json
+from nas.errors import InputError
 
 if TYPE_CHECKING:
     from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
@@ -50,7 +51,7 @@ def upscale(
 
 
 def evaluate(
-    hr: Annotated[Path, typer.Option("--hr", help="Folder of large pictures.")],
+    hr: Annotated[Path | None, typer.Option("--hr", help="Folder of large pictures.")] = None,
     lr: Annotated[Path | None, typer.Option("--lr", help="Folder of their small versions, of the same names; else they are degraded.")] = None,
     degradation: Annotated[str, typer.Option("--degradation", help="bicubic or realesrgan.")] = "bicubic",
     model: Model = None,
@@ -62,6 +63,9 @@ def evaluate(
     overlap: Overlap = 8,
     seed: Seed = 0,
     form: Annotated[str, typer.Option("--format", help="text, json, csv or markdown.")] = "text",
+    generations: Annotated[Path | None, typer.Option("--generations", help="Run whose winners are sampled beside their teacher, instead of --hr.")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Samples of each network (--generations), in 25 steps unless --steps says otherwise.")] = 64,
+    extractor: Annotated[str | None, typer.Option("--extractor", help="FILE.py:function, pictures to features, for FID (--generations).")] = None,
     device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -70,6 +74,13 @@ def evaluate(
 ) -> None:
     """Compare a model with bicubic on pictures: PSNR, SSIM and GMSD, more where their packages are installed; parameters and MACs."""
     options.set_threads(threads)
+    if generations is not None:
+        from nas.cli.generations import compare
+
+        compare(generations, samples, (steps or [25])[0], seed, extractor, json=json, quiet=quiet)
+        return
+    if hr is None:
+        raise InputError("give pictures with --hr, or a run with --generations")
     from nas.spaces.tocsr.sr import evaluate as evaluation
     from nas.spaces.tocsr.sr.metrics import METRICS, available
     from nas.spaces.tocsr.sr.published import beside as published
