@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Generator, Tensor, nn
@@ -112,7 +113,7 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
     vae, guide = load_vae(str(teacher)), load_vae(vae_teacher)
     check_vae_teacher(guide, vae, options.channels)
     unet = _expanded(old, options)
-    _check_room(to, unet, vae)
+    _check_room(to, unet, vae, device)
     wider = expand_autoencoder(vae, options.channels)
     wider.register_to_config(**taken_over(vae, guide))
     train, heldout = pictures.apart(options.heldout)
@@ -141,9 +142,14 @@ def _expanded(old: CompactUNet, options: ExpansionOptions) -> CompactUNet:
     return model
 
 
-def _check_room(to: Path, unet: nn.Module, vae: nn.Module) -> None:
-    """Raises unless the disk holds a checkpoint (weights, average, two moments; written beside the last one) and the models."""
+def _check_room(to: Path, unet: nn.Module, vae: nn.Module, device: str) -> None:
+    """Raises unless memory holds what training keeps (weights, gradients, average, two moments), and the disk two checkpoints and the models."""
     weights = 4 * sum(p.numel() for module in (unet, vae) for p in module.parameters())
+    memory = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    if 5 * weights > memory:
+        raise InputError(
+            f"expansion needs {amount(5 * weights)}B of memory on '{device}' beside the activations, {amount(memory)}B are free; use another device"
+        )
     need = 9 * weights
     place = next(path for path in to.absolute().parents if path.exists())
     free = shutil.disk_usage(place).free

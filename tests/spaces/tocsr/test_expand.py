@@ -4,8 +4,10 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -92,6 +94,9 @@ def test_what_cannot_be_expanded_is_said_before_the_work_starts(folders: dict[st
         run(folders, to="taken")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1))  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="on disk for checkpoints and models"):
+        run(folders)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+    with pytest.raises(InputError, match="of memory on 'cpu' beside the activations"):
         run(folders)
     assert not (folders["teacher"].parent / ".wide.training").exists()
 
