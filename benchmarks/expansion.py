@@ -83,7 +83,7 @@ def train_autoencoder(module: nn.Module, pictures: tuple[Tensor, Tensor], test: 
     return trainer.run(folder / f"{id(module)}", lambda m: figures(m.vae, test), every=max(1, settings.steps // 5))
 
 
-def autoencoders(teacher: AutoencoderKL, latents: dict[str, Latents], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
+def autoencoders(teacher: AutoencoderKL, latents: dict[str, Latents], settings: TrainingSettings, weight: float, folder: Path) -> dict[str, Any]:
     """Curves of the 4-channel autoencoder, and of the two that go on from it."""
     with torch.no_grad():
         pictures = {name: torch.cat([teacher.decode(part).sample for part in latents[name].latents.split(32)]).clamp(-1, 1) for name in ("fit", "verify")}
@@ -94,7 +94,7 @@ def autoencoders(teacher: AutoencoderKL, latents: dict[str, Latents], settings: 
     curves = {"4 channels, before": train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder)}
     wide = expand_autoencoder(base)
     curves["4 channels, going on"] = train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder)
-    curves["16 channels, Eq. (4)"] = train_autoencoder(Distilled(wide), fit, pictures["verify"], settings, folder)
+    curves["16 channels, Eq. (4)"] = train_autoencoder(Distilled(wide, weight), fit, pictures["verify"], settings, folder)
     return {"curves": curves, "teacher": figures(teacher, pictures["verify"])}
 
 
@@ -132,13 +132,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--unet-steps", type=int, default=250)
+    parser.add_argument("--latent-weight", type=float, default=1.0, help="of latent matching in Eq. (4)")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     assets = EmbeddedAssets(newest_version())
     latents = assets.latents()
     teacher = AutoencoderKL.from_pretrained(assets.root / "vae").eval()
     with tempfile.TemporaryDirectory() as folder:
-        first = autoencoders(teacher, latents, TrainingSettings(asked.steps, batch=16, rate=1e-3, warmup=20, average=0.99), Path(folder))
+        first = autoencoders(teacher, latents, TrainingSettings(asked.steps, batch=16, rate=1e-3, warmup=20, average=0.99), asked.latent_weight, Path(folder))
         print(first, flush=True)
         second = unets(assets, latents, TrainingSettings(asked.unet_steps, batch=32, rate=1e-3, warmup=20, average=0.99), Path(folder))
     write_result("expansion", {"autoencoders": first, "unets": second})
