@@ -66,7 +66,7 @@ class Reconstruction(nn.Module):
         return ((self.vae.decode(self.vae.encode(images).latent_dist.mode()).sample - images).square().mean(),)
 
 
-def train_autoencoder(module: nn.Module, pictures: tuple[Tensor, Tensor], test: Tensor, settings: TrainingSettings, folder: Path) -> list[dict[str, Any]]:
+def train_autoencoder(module: nn.Module, pictures: tuple[Tensor, Tensor], test: Tensor, settings: TrainingSettings, checkpoint: Path) -> list[dict[str, Any]]:
     """The curve of PSNR and SSIM."""
     images, wanted = pictures
 
@@ -80,7 +80,7 @@ def train_autoencoder(module: nn.Module, pictures: tuple[Tensor, Tensor], test: 
         return found
 
     trainer = Trainer(module, draw, loss, settings)
-    return trainer.run(folder / f"{id(module)}", lambda m: figures(m.vae, test), every=max(1, settings.steps // 5))
+    return trainer.run(checkpoint, lambda m: figures(m.vae, test), every=max(1, settings.steps // 5))
 
 
 def autoencoders(teacher: AutoencoderKL, latents: dict[str, Latents], settings: TrainingSettings, weight: float, folder: Path) -> dict[str, Any]:
@@ -91,10 +91,10 @@ def autoencoders(teacher: AutoencoderKL, latents: dict[str, Latents], settings: 
     base = AutoencoderKL.from_config({**teacher.config, "latent_channels": OLD})
     kept = list(range(OLD))
     with_channels(teacher.state_dict(), base, {"encoder.conv_out": kept + [16 + k for k in kept]}, {"decoder.conv_in": kept})
-    curves = {"4 channels, before": train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder)}
+    curves = {"4 channels, before": train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder / "before")}
     wide = expand_autoencoder(base)
-    curves["4 channels, going on"] = train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder)
-    curves["16 channels, Eq. (4)"] = train_autoencoder(Distilled(wide, weight), fit, pictures["verify"], settings, folder)
+    curves["4 channels, going on"] = train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder / "narrow")
+    curves["16 channels, Eq. (4)"] = train_autoencoder(Distilled(wide, weight), fit, pictures["verify"], settings, folder / "wide")
     return {"curves": curves, "teacher": figures(teacher, pictures["verify"])}
 
 
