@@ -71,13 +71,14 @@ def evaluate(
     """Compare a model with bicubic on pictures: PSNR, SSIM and GMSD, more where their packages are installed; parameters and MACs."""
     options.set_threads(threads)
     from nas.spaces.tocsr.sr import evaluate as evaluation
-    from nas.spaces.tocsr.sr.metrics import METRICS, available
+    from nas.spaces.tocsr.sr.metrics import METRICS, available, check_metrics
     from nas.spaces.tocsr.sr.published import beside as published
     from nas.spaces.tocsr.sr.published import check_dataset
     from nas.spaces.tocsr.sr.tables import check_form, rendered, summary
 
     form = check_form("json" if json else form)
     rows = published(check_dataset(beside)) if beside else []
+    check_metrics(metric or [])
     pairs = list(evaluation.paired(lr, hr) if lr is not None else evaluation.degraded(hr, degradation, seed))
     there, missing = available(metric or list(METRICS))
     terminal = Terminal(quiet)
