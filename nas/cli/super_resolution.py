@@ -82,13 +82,14 @@ def evaluate(
     if hr is None:
         raise InputError("give pictures with --hr, or a run with --generations")
     from nas.spaces.tocsr.sr import evaluate as evaluation
-    from nas.spaces.tocsr.sr.metrics import METRICS, available
+    from nas.spaces.tocsr.sr.metrics import METRICS, available, check_metrics
     from nas.spaces.tocsr.sr.published import beside as published
     from nas.spaces.tocsr.sr.published import check_dataset
     from nas.spaces.tocsr.sr.tables import check_form, rendered, summary
 
     form = check_form("json" if json else form)
     rows = published(check_dataset(beside)) if beside else []
+    check_metrics(metric or [])
     pairs = list(evaluation.paired(lr, hr) if lr is not None else evaluation.degraded(hr, degradation, seed))
     there, missing = available(metric or list(METRICS))
     terminal = Terminal(quiet)
