@@ -126,12 +126,12 @@ def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **more: Any) 
 
 def _recurrent_layer_flops(x: Any, from_input: Any, from_hidden: Any, *rest: Any, **more: Any) -> int:
     del rest, more
-    return 2 * math.prod(x[:-1]) * (math.prod(from_input) + math.prod(from_hidden))
+    return int(2 * math.prod(x[:-1]) * (math.prod(from_input) + math.prod(from_hidden)))
 
 
 def _recurrent_flops(x: Any, weights: Any, *rest: Any, **more: Any) -> int:
     del rest, more
-    return 2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+    return int(2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2))
 
 
 _FORMULAS = {
@@ -146,11 +146,11 @@ _MULTIPLIES = re.compile(
 )
 
 
-class _Uncounted(TorchDispatchMode):
+class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook for subclasses unannotated
     """Collects the operators that multiply, by their name or because they are not torch's own, and for which the counter has no formula."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
