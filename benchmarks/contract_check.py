@@ -33,7 +33,7 @@ def main() -> None:
     samples = Samples({"x": torch.randn(4, 16, WIDTH)}, torch.arange(4))
     graph = cut(model, [str(k) for k in range(STAGES)], samples)
     load, wall, cpu = os.getloadavg()[0], time.monotonic(), time.process_time()
-    stages, _ = offer(graph, RECIPES, samples.inputs)
+    stages = offer(graph, RECIPES, samples.inputs).stages
     offered_wall, offered_cpu = time.monotonic(), time.process_time()
     checked = check_library(graph, stages, samples.inputs)
     seconds = {

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.blocks.building import build_block
 from nas.blocks.features import FeatureBank, FeatureBudget, Features, split_features
 from nas.blocks.ridge import solve_ends
 from nas.blocks.store import BlockRecord, BlockStore, block_key
@@ -198,7 +199,7 @@ class Calibrator:
             raise DoesNotFit(f"choice '{stage.name}/{choice.name}' has no recipe to build a block from")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            return choice.recipe.build(self.graph[stage.name].module).eval().requires_grad_(True)
+            return build_block(choice.recipe, self.graph[stage.name].module, f"{stage.name}/{choice.name}").eval().requires_grad_(True)
 
 
 def calibration_errors(stages: tuple[Stage, ...], blocks: dict[tuple[str, str], CalibratedBlock]) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nas.blocks.building import build_block
 from nas.errors import ContractError, InputError
 from nas.graph import StageGraph, Step, Values, call_step
 from nas.space import Choice, Stage
@@ -48,7 +49,8 @@ def check_recipes(graph: StageGraph, choices: Iterable[tuple[Stage, Choice]], in
         if choice.recipe is None:
             raise InputError(f"choice '{stage.name}/{choice.name}' has no recipe to check")
         step = graph[stage.name]
-        check_written(step, choice.name, choice.recipe.build(without_weights(step.module)), *passed[stage.name])
+        block = build_block(choice.recipe, without_weights(step.module), f"{step.name}/{choice.name}")
+        check_written(step, choice.name, block, *passed[stage.name])
 
 
 def passed_on_meta(graph: StageGraph, inputs: Values) -> Passed:
@@ -78,9 +80,9 @@ def check_written(step: Step, choice: str, block: nn.Module, arguments: tuple[An
         got = _call(step, block, arguments)
     except ContractError as error:
         raise ContractError(f"{where} must write {len(expected)} values {step.writes} like the teacher: {error}") from error
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
+    except Exception as error:
         reads = ", ".join(f"'{name}' {_shape(value)}" for name, value in zip(step.reads, arguments, strict=True))
-        raise ContractError(f"{where} cannot read {reads}: {str(error).splitlines()[0]}") from error
+        raise ContractError(f"{where} cannot read {reads}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
     for name, one, other in zip(step.writes, expected, got, strict=True):
         if _shape(one) != _shape(other):
             raise ContractError(f"{where} must write '{name}' as {_shape(one)} like the teacher, wrote {_shape(other)}")

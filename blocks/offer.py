@@ -1,9 +1,11 @@
 """The choices of every stage: recipes tried on each, those that do not fit left out with their reason."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
+from nas.blocks.building import build_block
 from nas.blocks.contract import Passed, check_written, passed_on_meta, without_weights
 from nas.blocks.recipe import BlockRecipe
 from nas.blocks.reductions.attention import FewerHeads, NoAttention, PooledAttention, SharedAttention
@@ -25,8 +27,16 @@ GENERIC: tuple[BlockRecipe, ...] = (
 """What is offered where nothing is said."""
 
 
-def offer(graph: StageGraph, recipes: Offer | None, inputs: Values, stages: Iterable[str] | None = None) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
-    """The stages with their choices, and notes on what was left out or is larger than the teacher.
+class Offered(NamedTuple):
+    """Stages with their choices; a line a stage on what was left out, and warnings; stage -> choice that was left out -> why."""
+
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...]
+    left_out: Mapping[str, Mapping[str, str]]
+
+
+def offer(graph: StageGraph, recipes: Offer | None, inputs: Values, stages: Iterable[str] | None = None) -> Offered:
+    """The stages with their choices, and what was left out or is larger than the teacher.
 
     Args:
         graph: the teacher.
@@ -35,6 +45,7 @@ def offer(graph: StageGraph, recipes: Offer | None, inputs: Values, stages: Iter
         stages: names of the steps to search; by default all that have a layout (those that `cut` made).
 
     Raises:
+        InputError: what is given is no recipe, or no stage has a surrogate block.
         DoesNotFit: a recipe given for a stage by name cannot be applied to it.
         ContractError: a recipe that is not `optional` makes a block that writes something else than the teacher's.
     """
@@ -47,16 +58,35 @@ def offer(graph: StageGraph, recipes: Offer | None, inputs: Values, stages: Iter
     passed = passed_on_meta(graph, inputs)
     notes: list[str] = []
     made = []
+    reasons: dict[str, dict[str, str]] = {}
     for name in names:
         by_name = isinstance(given, Mapping)
-        listed = given.get(name, ()) if isinstance(given, Mapping) else given
+        listed = _checked(name, given.get(name, ()) if isinstance(given, Mapping) else given)
         choices, left_out = _fitting(graph[name], listed, passed, notes, must_fit=by_name)
         made.append(Stage(name, (Choice(TEACHER), *choices)))
-        if left_out and recipes is not None:
-            notes.append(f"stage '{name}': {len(left_out)} recipes do not fit: " + "; ".join(left_out.values()))
-        elif left_out:
-            notes.append(f"stage '{name}': {len(left_out)} generic reductions do not fit: " + ", ".join(left_out))
-    return tuple(made), tuple(notes)
+        if left_out:
+            reasons[name] = left_out
+            notes.append(f"stage '{name}': {len(left_out)} of {len(listed)} recipes do not fit: {', '.join(left_out)}")
+    if reasons:
+        notes.append("why recipes do not fit: `nas spaces show SPACE`")
+    if all(len(stage.choices) == 1 for stage in made):
+        why = next(iter(next(iter(reasons.values())).values())) if reasons else "no recipe is given"
+        raise InputError(f"no stage has any block but the teacher's, so there is nothing to search: {why}")
+    return Offered(tuple(made), tuple(notes), reasons)
+
+
+def _checked(stage: str, recipes: Sequence[Recipe | Choice]) -> Sequence[Recipe | Choice]:
+    """The recipes themselves, if all are."""
+    if isinstance(recipes, str | Recipe | Choice) or not isinstance(recipes, Sequence):
+        raise InputError(f"stage '{stage}': recipes must be a list of them, got {recipes!r}")
+    for recipe in recipes:
+        if isinstance(recipe, type):
+            raise InputError(f"stage '{stage}': a recipe must be an object, got the class {recipe.__name__}; write {recipe.__name__}(...)")
+        if not isinstance(recipe, Recipe | Choice):
+            raise InputError(
+                f"stage '{stage}': a recipe must be an object with spec and build, such as LowRank(0.5), got {recipe!r}; `nas blocks` lists classes"
+            )
+    return recipes
 
 
 def _fitting(step: Step, recipes: Sequence[Recipe | Choice], passed: Passed, notes: list[str], *, must_fit: bool) -> tuple[list[Choice], dict[str, str]]:
@@ -74,6 +104,9 @@ def _fitting(step: Step, recipes: Sequence[Recipe | Choice], passed: Passed, not
                 raise DoesNotFit(f"stage '{step.name}': {reason}") from reason
             left_out[choice.name] = str(reason)
             continue
+        except ContractError as reason:
+            hint = "; for a recipe that fits some stages only, raise DoesNotFit in its build, or set `optional = True` in its class"
+            raise ContractError(f"{reason}{'' if must_fit else hint}") from reason
         if after > before:
             notes.append(f"warning: block '{step.name}/{choice.name}' has {after:,} parameters, the teacher's only {before:,}")
         choices.append(choice)
@@ -90,7 +123,7 @@ def _tried(step: Step, choice: Choice, skeleton: nn.Module, passed: Passed) -> n
     """The block without weights, proven to write what the teacher's writes."""
     if choice.recipe is None:
         raise InputError(f"choice '{step.name}/{choice.name}' has no recipe; choice '{TEACHER}' is there anyway")
-    block = choice.recipe.build(skeleton)
+    block = build_block(choice.recipe, skeleton, f"{step.name}/{choice.name}")
     reads, writes = passed[step.name]
     if isinstance(choice.recipe, BlockRecipe):
         choice.recipe.check(reads, writes)

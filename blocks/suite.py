@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.blocks.building import build_block
 from nas.blocks.contract import check_block, without_weights
 from nas.blocks.recipe import BlockRecipe, recipe_of
 from nas.data import hash_tensors
@@ -46,7 +47,7 @@ def check_at_step(recipe: Recipe, step: Step, read: Iterable[Any]) -> nn.Module:
     arguments, name = tuple(read), str(getattr(recipe, "name", type(recipe).__name__))
     where = f"block '{step.name}/{name}'"
     _check_spec(recipe, where)
-    check_block(step, recipe.build(without_weights(step.module)), arguments, name)
+    check_block(step, build_block(recipe, without_weights(step.module), f"{step.name}/{name}"), arguments, name)
     before = hash_tensors(_tensors(step.module))
     block, twin = (_seeded(recipe, step.module) for _ in range(2))
     if hash_tensors(_tensors(step.module)) != before:

@@ -11,7 +11,7 @@ class NasError(Exception):
 
     def __str__(self) -> str:
         """The message as one line, whatever it quotes."""
-        return " ".join(super().__str__().splitlines())
+        return " ".join(", ".join(map(str, self.args)).splitlines())
 
 
 class InputError(NasError):
@@ -23,7 +23,15 @@ class ContractError(NasError):
 
 
 class DoesNotFit(NasError):
-    """A recipe that cannot be applied to the given teacher block; says what it needs and what it found."""
+    """A recipe that cannot be applied to the given teacher block; its one argument says what it needs and what it found.
+
+    Raise it in `build`: `raise DoesNotFit(f"{self.name} needs a residual block, found {type(teacher).__name__}")`. Offered to all stages, the recipe
+    is then left out at this one.
+    """
+
+
+class UserCodeError(NasError):
+    """An exception of a user's own file, recipe or divergence; says which, and the line. `nas --debug` shows the traceback."""
 
 
 class DamagedFile(NasError):

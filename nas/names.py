@@ -12,6 +12,7 @@ from nas.blocks.catalogue import CATALOGUE
 from nas.errors import InputError
 from nas.fingerprint import USER_PREFIX
 from nas.registry import Registry
+from nas.user_code import user_code
 
 if TYPE_CHECKING:
     from nas.blocks.recipe import BlockRecipe
@@ -77,7 +78,8 @@ def resolve_space(text: str, **options: Any) -> "Space":
     """The space that `NAME`, `NAME:ARGUMENT` or `path/to/file.py:function` names; options that are None are not passed.
 
     Raises:
-        InputError: unknown name, a file that cannot be loaded, or an option that this space does not take.
+        InputError: unknown name, a file that cannot be loaded, an option that this space does not take, or a function that returns no space.
+        UserCodeError: what the file or its function raises.
     """
     head, _, argument = text.partition(":")
     from_file = head.endswith(".py")
@@ -87,14 +89,25 @@ def resolve_space(text: str, **options: Any) -> "Space":
     accepted = inspect.signature(factory).parameters
     for name in given:
         if name not in accepted:
-            takes = ", ".join(sorted(set(accepted) & set(options))) or "none"
-            raise InputError(f"space '{text}' takes no option '{name}'; it takes: {takes}")
+            takes = ", ".join(sorted(set(accepted) & {*options, "teacher", "library", "data", "device", "numerics"})) or "none"
+            own = f"; to add it, write `def {factory.__name__}({name}=None)`, which is given it as text" if from_file else ""
+            raise InputError(f"space '{text}' takes no option '{name}'; it takes: {takes}{own}")
     try:
         inspect.signature(factory).bind(*arguments, **given)
     except TypeError as error:
         raise InputError(f"space '{text}': {error}") from None
-    space: Space = factory(*arguments, **given)
+    with user_code(f"space '{text}'"):
+        space: Space = factory(*arguments, **given)
+    check_is_space(space, f"'{text}' gives")
     return space
+
+
+def check_is_space(thing: object, what: str) -> None:
+    """Raises unless it can be searched; `what` begins the message."""
+    if isinstance(thing, type) or not all(hasattr(thing, name) for name in ("space", "fingerprint", "costs", "prepare")):
+        kind = f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+        call = ": call it" if callable(thing) and not isinstance(thing, type) and not hasattr(thing, "parameters") else ""
+        raise InputError(f"{what} {kind}, which is no search space{call}; nas.spaces.model.model_space(...) makes one of a model")
 
 
 def optimizer_factory(text: str) -> "OptimizerFactory":
@@ -141,7 +154,10 @@ def function_of_file(path: Path, function: str) -> Any:
         raise InputError(f"'{path}' cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.insert(0, folder)  # its neighbours can be imported, as with `python FILE.py`
+    with user_code(f"space file '{path}'"):
+        spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
         known = [name for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name]
         raise InputError(f"'{path}' has no function '{function}'; it has: {', '.join(known) or 'none'}")

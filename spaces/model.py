@@ -66,10 +66,10 @@ def model_space(
         ContractError: a recipe makes a block that writes something else than the teacher's.
     """
     graph, why = _graph(cut(model, stages, data.fit, ModelCall(call, constants or {}, output)), data, reuse)
-    found, notes = offer(graph, recipes, {key: value[:1] for key, value in data.fit.inputs.items()})
+    offered = offer(graph, recipes, {key: value[:1] for key, value in data.fit.inputs.items()})
     return NetworkSpace(
-        name, graph, found, data, divergence, loss, calibration=calibration or CalibrationSettings(), evaluation=evaluation or Settings(),
-        home=home, notes=(*why, *notes), rules=tuple(rules), extra_costs=costs or {}, strict_counts=False,
+        name, graph, offered.stages, data, divergence, loss, calibration=calibration or CalibrationSettings(), evaluation=evaluation or Settings(),
+        home=home, notes=(*why, *offered.notes), left_out=offered.left_out, rules=tuple(rules), extra_costs=costs or {}, strict_counts=False,
     )  # fmt: skip
 
 

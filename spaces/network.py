@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from nas.blocks.building import build_block
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
 from nas.blocks.features import FeatureBank, FeatureBudget
@@ -54,6 +55,7 @@ class NetworkSpace:
         feature_budget: memory and disk for what they are fitted to; decides no result but rounding.
         evaluation: how candidates are measured.
         notes: lines that every search on it prints.
+        left_out: stage -> choice that does not fit it -> why, for `nas spaces show`.
         legend: how to read the names of its blocks.
         references: designs to compare with, name -> stage -> choice; stages that are not named keep the teacher.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
@@ -74,6 +76,7 @@ class NetworkSpace:
     evaluation: Settings = field(default_factory=Settings)
     home: Path | None = None
     notes: tuple[str, ...] = ()
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rules: tuple[NamedRule, ...] = ()
     extra_costs: Mapping[str, Measure] = field(default_factory=dict)
     strict_counts: bool = True
@@ -128,7 +131,7 @@ class NetworkSpace:
     def uncalibrated(self) -> dict[tuple[str, str], nn.Module]:
         """(stage, choice) -> surrogate block as its recipe builds it: what costs are counted and timed on."""
         return {
-            (stage.name, choice.name): choice.recipe.build(self.graph[stage.name].module)
+            (stage.name, choice.name): build_block(choice.recipe, self.graph[stage.name].module, f"{stage.name}/{choice.name}")
             for stage in self.stages
             for choice in stage.choices
             if choice.recipe is not None
@@ -219,7 +222,7 @@ class NetworkSpace:
             verifier=assembly.verifier,
             heldout_loss=assembly.heldout_loss if self.loss else None,
             export=assembly.export,
-            notes=(*self.notes, *self._numerics_note(evaluator)),
+            notes=(*self.notes, *self.counted.notes, *self._numerics_note(evaluator)),
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
             flow=self.graph.dag,
             legend=self.legend,

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import traceback
 from importlib.metadata import version
 from typing import Annotated, NoReturn
 
@@ -72,9 +73,17 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_shown = {"traceback": False}
+
+
+def _debug(wanted: bool) -> None:
+    _shown["traceback"] = wanted
+
+
 @app.callback()
 def _root(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    __: Annotated[bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show the traceback of an error too.")] = False,
 ) -> None:
     pass
 
@@ -88,6 +97,8 @@ def main() -> NoReturn:
         with interruptible():
             app()
     except NasError as error:
+        if _shown["traceback"]:
+            traceback.print_exc()
         complain(str(error))
         sys.exit(error.exit_code)
     except Interrupted as interrupt:

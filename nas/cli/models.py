@@ -53,11 +53,17 @@ def show_space(
     costs = space.costs()
     problem = Problem(space.space, costs, (0.0,), costs.metrics[0])
     table = {**stage_table(problem), "teacher": costs.of(space.space.teacher), "n_candidates": space.space.n_candidates}
+    left_out = getattr(space, "left_out", {})
     if json:
-        print_json(table)
+        print_json({**table, "left_out": {stage: dict(reasons) for stage, reasons in left_out.items()}})
     else:
         out.print(space_table(table))
         print_size(table)
+        for stage, reasons in left_out.items():
+            for choice, reason in reasons.items():
+                out.print(f"left out: {stage}/{choice}: {reason}", markup=False, soft_wrap=True)
+        for note in costs.notes:
+            err.print(note, markup=False)
         print_legend(block_names=getattr(space, "legend", ""))
 
 

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from nas.blocks.reductions.low_rank import LowRank
 from nas.blocks.reductions.widths import FeedForward
 from nas.cut import CutModel, cut
 from nas.data import Samples
-from nas.errors import ContractError, DoesNotFit, InputError
+from nas.errors import ContractError, DoesNotFit, InputError, UserCodeError
 from nas.space import Choice
 
 X = {"x": torch.randn(4, 6, generator=torch.Generator().manual_seed(0))}
@@ -33,9 +34,11 @@ def graph() -> CutModel:
 
 
 def test_recipes_for_all_stages_are_left_out_where_they_do_not_fit_with_the_reason(graph: CutModel) -> None:
-    stages, notes = offer(graph, [FeedForward(0.5), Bypass(), Choice("thin", LowRank(0.3))], X)
+    stages, notes, left_out = offer(graph, [FeedForward(0.5), Bypass(), Choice("thin", LowRank(0.3))], X)
     assert [[choice.name for choice in stage.choices] for stage in stages] == [["teacher", "feed_forward-0.5", "bypass", "thin"], ["teacher", "thin"]]
-    assert any("stage 'head': 2 recipes do not fit: feed_forward-0.5 needs two Linear" in note and "bypass needs one output" in note for note in notes)
+    assert "stage 'head': 2 of 3 recipes do not fit: feed_forward-0.5, bypass" in notes
+    assert left_out["head"]["feed_forward-0.5"].startswith("feed_forward-0.5 needs two Linear")
+    assert "bypass needs one output" in left_out["head"]["bypass"]
 
 
 def test_a_recipe_named_for_a_stage_must_fit_it(graph: CutModel) -> None:
@@ -62,10 +65,67 @@ def test_a_block_larger_than_the_teachers_is_warned_of(graph: CutModel) -> None:
             device = next(teacher.parameters()).device
             return nn.Sequential(nn.Linear(6, self.inner, device=device), nn.Linear(self.inner, 6, device=device))
 
-    _, notes = offer(graph, {"mlp": [Choice("large", Large(50))]}, X)
+    _, notes, _ = offer(graph, {"mlp": [Choice("large", Large(50))]}, X)
     assert notes == ("warning: block 'mlp/large' has 656 parameters, the teacher's only 162",)
 
 
 def test_without_a_word_every_generic_reduction_is_tried(graph: CutModel) -> None:
-    stages, _ = offer(graph, None, X)
+    stages = offer(graph, None, X).stages
     assert {"low_rank-0.25", "feed_forward-0.5", "bypass"} <= {choice.name for choice in stages[0].choices}
+
+
+@dataclass(frozen=True)
+class Meddling(BlockRecipe):
+    how: str
+
+    def build(self, teacher: nn.Module) -> nn.Module:
+        weight = next(teacher.parameters())
+        if self.how == "renames":
+            teacher.added = nn.Identity()
+        elif self.how == "writes":
+            weight.data.add_(1)
+            with torch.no_grad():
+                weight.add_(1)
+        elif self.how == "fails":
+            return nn.Linear(teacher.missing_width, 6)  # type: ignore[arg-type]
+        elif self.how == "nothing":
+            return None  # type: ignore[return-value]
+        return teacher
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("renames", "block 'mlp/-renames': Meddling.build must leave the teacher alone, it changed 'added' of it; work on copy.deepcopy"),
+        ("writes", "must leave the teacher alone, it changed '0.weight'"),
+        ("shares", "shares parameter '0.weight' with the teacher"),
+        ("nothing", "Meddling.build must return an nn.Module, got NoneType"),
+        (
+            "fails",
+            r"Meddling.build: AttributeError: .*missing_width.*test_offer.py:\d+\); where the recipe does not fit, build must raise nas.errors.DoesNotFit",
+        ),
+    ],
+)
+def test_a_build_that_fails_or_touches_the_teacher_is_named(graph: CutModel, how: str, message: str) -> None:
+    with pytest.raises((ContractError, UserCodeError), match=message):
+        offer(graph, {"mlp": [Meddling(how)]}, X)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        ([Bypass], r"stage 'mlp': a recipe must be an object, got the class Bypass; write Bypass\(...\)"),
+        (["bypass"], "stage 'mlp': a recipe must be an object with spec and build, such as .* got 'bypass'"),
+        ({"mlp": Bypass()}, "stage 'mlp': recipes must be a list of them, got Bypass"),
+        ([], "no stage has any block but the teacher's, so there is nothing to search: no recipe is given"),
+        ([Separable()], "nothing to search: separable needs a convolution"),
+    ],
+)
+def test_what_is_no_recipe_or_leaves_nothing_to_search_is_refused(graph: CutModel, recipes: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        offer(graph, recipes, X)
+
+
+def test_a_users_block_of_another_shape_offered_to_all_says_how_to_leave_it_out(graph: CutModel) -> None:
+    with pytest.raises(ContractError, match="raise DoesNotFit in its build, or set `optional = True`"):
+        offer(graph, [Line(5)], X)
