@@ -27,7 +27,7 @@ class Callback(Protocol):
 
 
 @contextmanager
-def closing(callbacks: Sequence[Callback], first: Callable[[], None]) -> Iterator[None]:
+def closing(callbacks: Sequence[Callback], first: Callable[[], object]) -> Iterator[None]:
     """If the block does not end well, does `first` and tells every callback that the search is over."""
     try:
         yield

@@ -31,10 +31,11 @@ class Clock:
         if time.monotonic() - self._written > STRIDE_S:
             self.write()
 
-    def write(self) -> None:
-        """Writes the time down."""
-        self._written = time.monotonic()
-        self._record.set_fact("seconds", self.seconds)
+    def write(self) -> dict[str, float]:
+        """Writes the time down, and returns it."""
+        self._written, seconds = time.monotonic(), self.seconds
+        self._record.set_fact("seconds", seconds)
+        return seconds
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -236,12 +236,11 @@ def _search(
         stopped = study.run(asked.trials, follow)
         winners = tuple(study.winner(value) for value in asked.eps)
         paths = _export(task, winners, run, record, problem) if run else {}
-        spent = clock.seconds
+        spent = clock.write()
         seconds = {
             "calibrate": spent["calibrate"], "measure": round(study.seconds_measuring, 3),
             "propose": round(study.seconds_proposing, 3), "total": spent["total"],
         }  # fmt: skip
-        clock.write()
         statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
         result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements, task.scale)
         record.set_fact("result", result.to_json())
