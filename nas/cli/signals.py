@@ -16,7 +16,15 @@ GRACE_S = 8.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_RESUMABLE = ("search", "calibrate", "tabulate")
+_KEPT = {
+    ("search",): "all finished trials are kept",
+    ("calibrate",): "all finished blocks are kept",
+    ("cascade",): "all finished blocks are kept",
+    ("tabulate",): "what is measured is kept",
+    ("tocsr", "finetune"): "the last checkpoint is kept",
+    ("tocsr", "expand"): "the last checkpoint is kept",
+}
+"""Commands that go on when given again, and what is not lost."""
 
 
 class Interrupted(BaseException):
@@ -56,9 +64,9 @@ def interruptible() -> Iterator[None]:
 def farewell(number: int) -> str:
     """What an interrupted command says last."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--new"]
-    if not arguments or arguments[0] not in _RESUMABLE:
+    kept = next((text for verb, text in _KEPT.items() if tuple(arguments[: len(verb)]) == verb), None)
+    if kept is None:
         return "interrupted"
-    kept = {"search": "all finished trials are kept", "calibrate": "all finished blocks are kept"}.get(arguments[0], "what is measured is kept")
     return f"interrupted by {signal.Signals(number).name}; {kept}. Go on with: {shlex.join(['nas', *arguments])}"
 
 

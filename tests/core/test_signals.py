@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from nas.cli import signals
+
 PREAMBLE = """
 import hashlib, sys, time
 from nas.cli import signals
@@ -65,3 +67,12 @@ def test_a_verb_that_cannot_be_gone_on_with_just_ends() -> None:
     process.terminate()
     assert process.communicate(timeout=60)[1] == "interrupted\n"
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["tocsr", "finetune", "RUN"], "the last checkpoint is kept. Go on with: nas tocsr finetune RUN"), (["tocsr", "upscale", "x"], "interrupted")],
+)
+def test_trainings_say_how_to_go_on(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["nas", *words])
+    assert signals.farewell(2).endswith(said)
