@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="NAME=FOLDER, the first is the one that ships")
     parser.add_argument("--many", type=int, default=15)
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--shown", nargs="+", default=[], help="names of the photographs in the picture; the first six by default")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -157,7 +158,8 @@ def main() -> None:
     write_result("super_resolution", content)
     if asked.pictures:
         shown = {BICUBIC: bicubic_up, "ridge": baselines["ridge"], **ours, "many": many}
-        sheet(windows[:6], shown).save(asked.pictures / "super_resolution.png", optimize=True)
+        chosen = [pair for pair in windows if pair.name in asked.shown] or windows[:6]
+        sheet(chosen, shown).save(asked.pictures / "super_resolution.png", optimize=True)
 
 
 def tiles(pipeline: TOCSRPipeline, pairs: list[Pair]) -> list[dict[str, float]]:
