@@ -1,10 +1,9 @@
 """The divergence of assembled candidates from the teacher (Eq. 11 of [TOC-SR]), measured with reuse of step outputs and racing."""
 
 import hashlib
-import inspect
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +13,15 @@ from torch import Tensor, nn
 
 from nas.cut import CutModel
 from nas.data import Samples
-from nas.errors import ContractError, InputError
 from nas.evaluators.cache import EvaluationCache
+from nas.evaluators.divergence_call import Divergence as Divergence
+from nas.evaluators.divergence_call import divergence_arguments, per_sample
 from nas.evaluators.numerics import FP32, Numerics
 from nas.fingerprint import code_identity
 from nas.graph import StageGraph, call_step
 from nas.problem import Floats
 from nas.space import Candidate
 from nas.trial import Measurement
-
-Divergence = Callable[..., Tensor]
-"""(teacher output, candidate output), each `(B, ...)` -> per-sample values `(B,)`; one that takes three is also given the samples' target."""
 
 _VERSION = 1  # of the numbers: raise it when the same candidate would measure differently
 _RACING_Z = 3.0  # standard errors between the estimated mean and eps before a verdict counts as clear
@@ -33,24 +30,6 @@ _RACING_Z = 3.0  # standard errors between the estimated mean and eps before a v
 def mean_squared_error(teacher: Tensor, candidate: Tensor) -> Tensor:
     """Mean over elements of the squared difference, `(B,)`: L_gen, Eq. (11) of [TOC-SR]."""
     return (teacher - candidate).square().flatten(1).mean(1)
-
-
-def divergence_arguments(divergence: Divergence, samples: Samples) -> int:
-    """How many of (teacher output, candidate output, target) it takes.
-
-    Raises:
-        InputError: it takes another number, or the target of samples that have none.
-    """
-    required = [p for p in inspect.signature(divergence).parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(required) not in (2, 3):
-        raise InputError(f"divergence '{_name(divergence)}' must take the teacher's output, the candidate's and perhaps the target, takes {len(required)}")
-    if len(required) == 3 and samples.target is None:
-        raise InputError(f"divergence '{_name(divergence)}' takes a target, and the samples have none; give one with target=")
-    return len(required)
-
-
-def _name(divergence: Divergence) -> str:
-    return str(getattr(divergence, "__name__", divergence))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -337,11 +316,7 @@ class DivergenceEvaluator:
             self._teacher[number] = self._run(number, (0,) * len(candidate))
         output = self._run(number, candidate)
         outputs: tuple[Any, ...] = (self._teacher[number], output, self._chunks[number].target)
-        with torch.no_grad():
-            values = self._divergence(*outputs[: self._n_arguments])
-        if not isinstance(values, Tensor) or values.shape != (len(output),):
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ContractError(f"divergence '{_name(self._divergence)}' must give one value a sample, ({len(output)},), got {got}")
+        values = per_sample(self._divergence, outputs[: self._n_arguments])
         return values.double().cpu().numpy()
 
     def _run(self, number: int, candidate: Candidate) -> Tensor:

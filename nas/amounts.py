@@ -6,13 +6,20 @@ METRICS = {
     "macs_with_attention": "MACs with attention",
 }
 
-LEGEND = (
-    ("L", "divergence from the teacher: mean squared difference of the outputs, ± its standard error; 0 is the teacher itself"),
+SQUARED = "mean squared difference of the outputs"
+"""What L is where nothing else was asked for: Eq. (11) of [TOC-SR]."""
+
+_LEGEND = (
     ("eps", "the largest L that is allowed; a candidate is feasible if L <= eps"),
     ("held-out L", "the same on samples that the search never saw; a winner may exceed eps there by a fifth"),
     ("calibration error", "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own block)"),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )
+
+
+def legend(divergence: str = "") -> dict[str, str]:
+    """What the words of results mean; `divergence` says what L is."""
+    return {"L": f"divergence from the teacher{': ' if divergence else ''}{divergence}, ± its standard error; 0 is the teacher itself", **dict(_LEGEND)}
 
 
 AMOUNT = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT%]?)"

@@ -85,10 +85,21 @@ class Splits:
 
     def __post_init__(self) -> None:
         sets = {"fit": self.fit, "measure": self.measure, "verify": self.verify}
+        for title, samples in sets.items():
+            for name, value in samples.inputs.items():
+                _check_numbers(title, name, value, samples.groups)
         for first, second in (("fit", "measure"), ("fit", "verify"), ("measure", "verify")):
             common = set(sets[first].groups.tolist()) & set(sets[second].groups.tolist())
             if common:
                 raise InputError(f"sets '{first}' and '{second}' share {len(common)} groups (such as {min(common)}); they must be disjoint")
+
+
+def _check_numbers(title: str, name: str, value: Tensor, groups: Tensor) -> None:
+    """Raises for NaN; infinite values may be meant, as in masks."""
+    if value.is_floating_point() and not value.is_meta and (missing := value.isnan()).any():
+        bad = missing.flatten(1).any(1) if value.ndim > 1 else missing
+        first = int(groups[bad.cpu()][0])
+        raise InputError(f"set '{title}': input '{name}' has NaN in {int(bad.sum())} of {len(value)} samples, such as that of group {first}; leave them out")
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

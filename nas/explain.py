@@ -95,6 +95,7 @@ class NewBlock:
     half_cost_saves: float
     part_of_divergence: float | None
     half_error_saves: float | None
+    part_measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def _new_blocks(problem: Problem, trial: Trial, forecast: Forecast, other: Seque
         part = None if a[s] == 0 else _part(trial.divergence or 0.0, estimate, whole)
         cost = float(table[s, a[s]])
         gained = None if part is None or worth is None else part / 2 * max(worth, 0.0)
-        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, part, gained))
+        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, part, gained, estimate is not None and estimate.source == "measured"))
     return sorted(rows, key=lambda row: -max(row.half_cost_saves, row.half_error_saves or 0.0))
 
 

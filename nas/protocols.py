@@ -155,7 +155,8 @@ class CanForecast(Protocol):
 class Task:
     """A space made ready to be searched: calibrated, counted, measurable.
 
-    `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative. `verifier` measures on
+    `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative; None for divergences in another unit
+    than its square. `divergence` says in a few words what L is. `verifier` measures on
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
     between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks;
@@ -175,6 +176,7 @@ class Task:
     blocks: Mapping[str, str] = field(default_factory=dict)
     flow: "nx.DiGraph[str] | None" = None
     legend: str = ""
+    divergence: str = ""
     references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 

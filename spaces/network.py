@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from nas.amounts import SQUARED
 from nas.blocks.building import build_block
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
@@ -20,6 +21,7 @@ from nas.errors import InputError
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
+from nas.evaluators.divergence_call import check_at_teacher, divergence_arguments, name_of
 from nas.evaluators.latency import Setting, check_latency, measure_latency, read_latency, write_latency
 from nas.evaluators.memory import weight_mb
 from nas.files import whole_folder
@@ -86,6 +88,7 @@ class NetworkSpace:
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
         check_forbidden(self.rules, self.stages)
+        divergence_arguments(self.divergence, self.data.measure)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -182,6 +185,7 @@ class NetworkSpace:
 
     def missing_blocks(self) -> list[tuple[str, str]]:
         """(stage, choice) of the blocks that the store lacks; stage by stage, so that features are collected once."""
+        check_at_teacher(self.divergence, self.graph, self.data.measure)
         missing = self.calibrator().missing(self.stages)
         check_recipes(self.graph, missing, self.example)
         return [(stage.name, choice.name) for stage, choice in missing]
@@ -208,6 +212,7 @@ class NetworkSpace:
 
     def prepare(self, progress: Progress, left_out: Mapping[tuple[str, str], str] | None = None) -> Task:
         """Checks and calibrates the blocks, those `left_out` with a reason apart; counts costs, opens the evaluators."""
+        check_at_teacher(self.divergence, self.graph, self.data.measure)
         calibrator = self.calibrator()
         check_recipes(self.graph, calibrator.missing(self.stages), self.example)
         assembly = Assembly(self, calibrator.run(self.stages, progress, left_out))
@@ -218,7 +223,7 @@ class NetworkSpace:
             self.counted if whole else self._count(assembly.stages, assembly.modules),
             evaluator,
             calibration_errors(assembly.stages, assembly.blocks),
-            scale=evaluator.teacher_variance,
+            scale=evaluator.teacher_variance if self.divergence is mean_squared_error else None,
             verifier=assembly.verifier,
             heldout_loss=assembly.heldout_loss if self.loss else None,
             export=assembly.export,
@@ -226,6 +231,7 @@ class NetworkSpace:
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
             flow=self.graph.dag,
             legend=self.legend,
+            divergence=SQUARED if self.divergence is mean_squared_error else f"`{name_of(self.divergence)}` of the outputs",
             references=self.references,
         )
 

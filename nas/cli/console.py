@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from nas.amounts import LEGEND, amount
+from nas.amounts import amount, legend
 
 if TYPE_CHECKING:
     from nas.registry import Registry
@@ -47,9 +47,9 @@ def print_names(registry: "Registry[Any]", json: bool) -> None:
     out.print(table)
 
 
-def print_legend(*words: str, block_names: str = "") -> None:
+def print_legend(*words: str, block_names: str = "", divergence: str = "") -> None:
     """What the words and block names of a table mean, on stderr."""
-    meanings = dict(LEGEND)
+    meanings = legend(divergence)
     for word in words:
         err.print(Text(f"{word}: {meanings[word]}", style="dim"))
     if block_names:

@@ -85,7 +85,7 @@ def _neighbour_table(neighbours: "Sequence[Neighbour]", objective: str) -> Table
 def _stage_table(e: "Explanation") -> Table:
     title = (
         "what stages trade: saved per 0.001 of L by the best cheaper swap; saved by a new block of half the cost, or of half the stage's part of L\n"
-        "(part of L: what L falls by with the teacher's block back; -: it is the teacher's)"
+        "(part of L: what L falls by with the teacher's block back; -: it is the teacher's; ~: predicted)"
     )
     columns = ("stage", "block", "next cheaper", "saves per 0.001 L", "part of L", "half cost saves", "half L saves")
     table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
@@ -93,7 +93,7 @@ def _stage_table(e: "Explanation") -> Table:
     for block in e.new_blocks:
         price = prices[block.stage]
         rate = "-" if price.cheaper is None else "free" if price.saved_per_divergence is None else amount(1e-3 * price.saved_per_divergence)
-        part = "-" if block.part_of_divergence is None else f"{block.part_of_divergence:.2g}"
+        part = "-" if block.part_of_divergence is None else f"{'' if block.part_measured else '~'}{block.part_of_divergence:.2g}"
         gained = "-" if block.half_error_saves is None else amount(block.half_error_saves)
         table.add_row(block.stage, block.choice, price.cheaper or "-", rate, part, amount(block.half_cost_saves), gained)
     return table

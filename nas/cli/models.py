@@ -181,7 +181,7 @@ def measure(
         return
     for row in rows:
         out.print(measured_table(row, task.costs.of(task.space.teacher)))
-    print_legend("L", "held-out L", block_names=task.legend)
+    print_legend("L", "held-out L", block_names=task.legend, divergence=task.divergence)
 
 
 def measured_table(row: dict[str, Any], teacher: dict[str, float]) -> Table:

@@ -32,7 +32,7 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
         f"time, all sessions of this run together: calibrate {seconds['calibrate']:.0f} s, "
         f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
-    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""))
+    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""), divergence=table.get("divergence", ""))
     for statement in summary.get("statements", ()):
         out.print(statement)
     for winner in summary["winners"]:
@@ -46,20 +46,21 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
     """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
     metrics = list(summary["teacher"])
     title = f"{summary['space']}: teacher and winners"
-    columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", "of output variance", "held-out L")
+    relative = any(winner.get("relative_divergence") is not None for winner in summary["winners"])
+    columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", *(("of output variance",) if relative else ()), "held-out L")
     table = Table("", *columns, title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", "0", "0")
+    table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", *(("0",) if relative else ()), "0")
     for winner in summary["winners"]:
         label = f"eps {winner['eps']:g}" + ("" if winner["feasible"] else " (not feasible)")
         if not winner["candidate"]:
-            table.add_row(label, *("-" for _ in metrics), "-", "-", "-", "-")
+            table.add_row(label, *("-" for _ in metrics), "-", "-", *(("-",) if relative else ()), "-")
             continue
         ratio = summary["teacher"][metrics[0]] / max(winner[metrics[0]], 1e-12)
         heldout = winner["heldout_divergence"]
         divergence = "-" if winner["divergence"] is None else f"{winner['divergence']:.3g} ± {winner['stderr']:.1g}"
-        relative = winner.get("relative_divergence")
-        share = "-" if relative is None else f"{100 * relative:.2g} %"
-        table.add_row(label, *(amount(winner[m]) for m in metrics), f"{ratio:.2f}x", divergence, share, "-" if heldout is None else f"{heldout:.3g}")
+        part = winner.get("relative_divergence")
+        share = ("-" if part is None else f"{100 * part:.2g} %",) if relative else ()
+        table.add_row(label, *(amount(winner[m]) for m in metrics), f"{ratio:.2f}x", divergence, *share, "-" if heldout is None else f"{heldout:.3g}")
     return table
 
 

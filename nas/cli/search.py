@@ -1,13 +1,18 @@
 """`nas search`: the main job."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas.cli import options
 from nas.cli.console import SearchView, Terminal, err, print_json
 from nas.errors import InputError
+
+if TYPE_CHECKING:
+    from nas.trial import Trial
 
 
 def search(
@@ -71,9 +76,20 @@ def search(
     else:
         print_result(summary, result.table)
     if not any(winner["feasible"] for winner in summary["winners"]):
-        advice = "try more --trials or a larger --eps" if summary["stopped"] == "trials" else "none is likely to be: keep the teacher, or raise --eps"
-        err.print(f"nothing feasible: no measured candidate is within eps, the least divergent one is shown; {advice}")
+        failed = failures(result.study.trials)
+        advice = failed or "try more --trials or a larger --eps" if summary["stopped"] == "trials" else "none is likely to be: keep the teacher, or raise --eps"
+        shown = "" if failed else "no measured candidate is within eps, the least divergent one is shown; "
+        err.print(f"nothing feasible: {shown}{advice}", markup=False)
         raise typer.Exit(3)
+
+
+def failures(trials: "Sequence[Trial]") -> str:
+    """Why nothing but the teacher could be measured, if nothing could: the commonest reason."""
+    tried = [trial for trial in trials if any(trial.candidate)]
+    reasons = Counter(trial.reason or "no reason given" for trial in tried if trial.divergence is None)
+    if not reasons or any(trial.divergence is not None for trial in tried):
+        return ""
+    return f"all {len(tried)} trials failed, mostly because of: {reasons.most_common(1)[0][0]}"
 
 
 def _check_names(space: str, optimizer: str) -> None:

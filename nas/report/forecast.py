@@ -31,7 +31,7 @@ class Estimate:
     def __str__(self) -> str:
         if self.source == "measured":
             return f"{self.value:.3g} ± {self.high - self.value:.1g}" if self.high > self.value else f"{self.value:.3g}"
-        return f"~{self.value:.2g} ({self.low:.1g} to {self.high:.1g})"
+        return f"~{self.value:.2g} ({self.low:.2g} to {self.high:.2g})"
 
 
 @dataclass(frozen=True)

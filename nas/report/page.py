@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 import nas
-from nas.amounts import LEGEND
+from nas.amounts import legend
 from nas.findings import Findings, Found
 from nas.report import figures, tables
 from nas.report.forecast import Forecast
@@ -31,7 +31,7 @@ def render(findings: Findings, forecast: Forecast | None = None) -> str:
         cost=tables.search_cost(findings),
         trials=tables.trial_rows(findings),
         config=[(section, list(values.items())) for section, values in findings.config.items() if isinstance(values, Mapping)],
-        legend=LEGEND,
+        legend=tuple(legend(str((findings.facts.get("table") or {}).get("divergence", ""))).items()),
     )
 
 

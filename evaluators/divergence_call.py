@@ -1,0 +1,79 @@
+"""How a divergence is called, and what it must hold before anything is computed with it: zero for the teacher itself."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.data import Samples
+from nas.errors import ContractError, InputError
+from nas.graph import StageGraph
+from nas.user_code import user_code
+
+Divergence = Callable[..., Tensor]
+"""(teacher output, candidate output), each `(B, ...)` -> per-sample values `(B,)`; one that takes three is also given the samples' target."""
+
+_PROBED = 4
+"""Samples that the teacher is run on to look at a divergence."""
+_NEGLIGIBLE = 1e-4
+"""Of what the divergence is between two samples' outputs: what rounding may leave at the teacher itself."""
+
+
+def divergence_arguments(divergence: Divergence, samples: Samples) -> int:
+    """How many of (teacher output, candidate output, target) it takes.
+
+    Raises:
+        InputError: it is no function, takes another number, or the target of samples that have none.
+    """
+    if not callable(divergence):
+        raise InputError(
+            f"divergence must be a function (teacher output, candidate output) -> a value a sample, got {divergence!r}; nas.evaluators.divergences has some"
+        )
+    required = [p for p in inspect.signature(divergence).parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(required) not in (2, 3):
+        raise InputError(f"divergence '{name_of(divergence)}' must take the teacher's output, the candidate's and perhaps the target, takes {len(required)}")
+    if len(required) == 3 and samples.target is None:
+        raise InputError(f"divergence '{name_of(divergence)}' takes a target, and the samples have none; give one with target=")
+    return len(required)
+
+
+def name_of(divergence: Divergence) -> str:
+    """What a message calls it."""
+    return str(getattr(divergence, "__name__", divergence))
+
+
+def per_sample(divergence: Divergence, outputs: tuple[Any, ...]) -> Tensor:
+    """Its values `(B,)` for (teacher output, candidate output[, target]).
+
+    Raises:
+        ContractError: it gives something else than one value a sample.
+        UserCodeError: whatever it raises.
+    """
+    with torch.no_grad(), user_code(f"divergence '{name_of(divergence)}'"):
+        values = divergence(*outputs)
+    n = len(outputs[1])
+    if not isinstance(values, Tensor) or values.shape != (n,):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ContractError(f"divergence '{name_of(divergence)}' must give one value a sample, ({n},), got {got}")
+    return values
+
+
+def check_at_teacher(divergence: Divergence, graph: StageGraph, samples: Samples) -> None:
+    """Raises unless the divergence of the teacher from itself is finite and zero, but for rounding; a few samples are run."""
+    few = samples.rows(slice(0, _PROBED))
+    with torch.no_grad():
+        output = graph.run(few.inputs)
+    if not torch.isfinite(output).all():
+        raise InputError("the teacher's output on the measure set has NaN or infinite values; look at the model and its samples")
+    more = (few.target,) if divergence_arguments(divergence, samples) == 3 else ()
+    itself = per_sample(divergence, (output, output, *more)).double()
+    if not torch.isfinite(itself).all():
+        raise ContractError(f"divergence '{name_of(divergence)}' must be finite, it is {itself.tolist()} for the teacher's own output")
+    others = per_sample(divergence, (output, output.roll(1, 0), *more)).double()
+    largest, unit = float(itself.abs().max()), float(others[torch.isfinite(others)].abs().sum())
+    if largest > max(_NEGLIGIBLE * unit, 1e-6):
+        raise ContractError(
+            f"divergence '{name_of(divergence)}' must be 0 for the teacher itself, it is {largest:.3g}; subtract what it is for two equal outputs"
+        )
