@@ -18,7 +18,7 @@ from nas.amounts import amount
 from nas.evaluators.costs import count_params
 from nas.files import read_json, whole_folder
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
-from nas.spaces.tocsr.sr.steps import MADE_FROM
+from nas.spaces.tocsr.sr.steps import MADE_FROM, save_without_paths
 
 
 def ship(folder: Path, to: Path, figures: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def ship(folder: Path, to: Path, figures: Mapping[str, Any]) -> None:
     text = card(to.name, pipeline, made_from, figures)
     pipeline.to(torch.float16)
     with whole_folder(to) as draft:
-        pipeline.save_pretrained(str(draft))
+        save_without_paths(pipeline, draft)
         shutil.copy(folder / MADE_FROM, draft)
         (draft / "README.md").write_text(text, encoding="utf-8")
 

@@ -145,10 +145,19 @@ def write_pipeline(pipeline: TOCSRPipeline, folder: Path, made_from: Mapping[str
     """Saves the pipeline so that the folder is there whole or not at all, with what it was made from beside it."""
     try:
         with whole_folder(folder) as draft:
-            pipeline.save_pretrained(str(draft))
+            save_without_paths(pipeline, draft)
             (draft / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}; the same command goes on from its checkpoint") from error
+
+
+def save_without_paths(pipeline: TOCSRPipeline, folder: Path) -> None:
+    """Saves the pipeline without the places it was loaded from, which diffusers would note in every config."""
+    pipeline.save_pretrained(str(folder))
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _judge(heldout: Pairs | None, model: ConditionalModel) -> Evaluate | None:

@@ -39,6 +39,10 @@ def test_all_assets_together_are_small_and_whole() -> None:
     assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 20e6
 
 
+def test_no_config_names_the_place_it_was_made_at() -> None:
+    assert not [path for path in shipped_pipeline().rglob("*.json") if "_name_or_path" in path.read_text(encoding="utf-8")]
+
+
 def test_the_card_says_which_row_ships(shipped: TOCSRPipeline) -> None:
     card = (shipped_pipeline() / "README.md").read_text(encoding="utf-8")
     assert f"The row that ships: {shipped.config.row}" in card
