@@ -58,8 +58,10 @@ def load_model(folder: Path | str, model: Model, recipes: Sequence[Recipe] = ())
 
     Raises:
         InputError: a stage that the model lacks, or a recipe that is not known.
-        DamagedFile: files that are missing or damaged, or any weight that is missing, unexpected or of another shape.
+        InputError: no folder of a model, or a model in which any weight is missing, unexpected or of another shape.
+        DamagedFile: files that are missing or damaged.
     """
+    _check_arguments(folder, model)
     architecture, weights = _read(Path(folder))
     for name, stage in architecture["stages"].items():
         if "modules" not in stage:
@@ -102,6 +104,23 @@ def library_free(model: nn.Module) -> nn.Module:
         name, kind = next(iter(bound.items()))
         raise ContractError(f"'{name}' is a {kind} of this toolkit, and {len(bound) - 1} more are; such a model needs the toolkit to be loaded")
     return model
+
+
+def _check_arguments(folder: Any, model: Any) -> None:
+    needs = "load_model needs a folder and a fresh model of the teacher's class"
+    if not isinstance(folder, str | Path):
+        raise InputError(f"{needs}, in this order; got a {type(folder).__name__} as the folder")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{needs}, got " + (f"the class {model.__name__}; write {model.__name__}()" if isinstance(model, type) else repr(model)))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises for a run's folder, a file, or a folder that is not there, and names the folders of models nearby."""
+    if (folder / ARCHITECTURE).exists() or (folder / WEIGHTS).exists():
+        return
+    near = sorted(path.parent for place in (folder, folder.parent) if place.is_dir() for path in place.glob(f"*/{ARCHITECTURE}"))
+    hint = f"did you mean {' or '.join(map(repr, map(str, near[:4])))}?" if near else f"a model's folder holds {ARCHITECTURE}; `nas search` writes RUN/winner"
+    raise InputError(f"'{folder}' is no folder of a saved model; {hint}")
 
 
 class _Steps(nn.Module):
@@ -159,7 +178,8 @@ def _places(model: nn.Module, name: str, stage: Mapping[str, Any], recipes: Sequ
     known = dict(model.named_modules())
     for path in paths:
         if path not in known:
-            raise InputError(f"stage '{name}': the given model has no module '{path}'{did_you_mean(path, known)}; give a fresh model of the teacher's class")
+            near = did_you_mean(path, filter(None, known))
+            raise InputError(f"stage '{name}': the given {type(model).__name__} has no module '{path}'{near}; give a fresh model of the teacher's class")
     results = [Template.from_json(content) for content in stage["results"]]
     calls = [Template.from_json(content) for content in stage["calls"]]
     if not paths or len(results) != len(paths):
@@ -183,12 +203,13 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], folder: Path | str) -
     }
     found = [f"{len(names)} {kind}, such as '{names[0]}'" for kind, names in wrong.items() if names]
     if found:
-        raise DamagedFile(f"model folder '{folder}': the weights do not fit the model: {'; '.join(found)}; give the model class that was cut")
+        raise InputError(f"model folder '{folder}': the weights do not fit the model: {'; '.join(found)}; give a model of the class and sizes that were cut")
     device = next((value.device for value in own.values()), None)
     model.load_state_dict({name: value.to(device) for name, value in weights.items()}, assign=True)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    _check_folder(folder)
     try:
         architecture: dict[str, Any] = read_json(folder / ARCHITECTURE, _FORM)
         content = (folder / WEIGHTS).read_bytes()

@@ -22,6 +22,7 @@ from nas.errors import InputError, did_you_mean
 from nas.graph import Observer, StageGraph, Step, Values, call_step
 from nas.layout import Layout, Template, check_leaves, tensors_of
 from nas.model_call import ModelCall
+from nas.user_code import user_code
 
 Stages = Mapping[str, str | Sequence[str]] | Sequence[str]
 """Stage name -> qualified name of its module, or of several that run one after the other; or just qualified names."""
@@ -202,13 +203,15 @@ def cut(model: nn.Module, stages: Stages, samples: Samples, call: ModelCall | No
     Raises:
         InputError: a name that is not in the model, a module in two stages, a module that is not called exactly once a pass, a
             model in training mode, on another device, or one whose output or buffers change from pass to pass.
+        UserCodeError: what the model raises on the samples.
     """
     call = call or ModelCall()
     wanted = {name: name for name in stages} if not isinstance(stages, Mapping) else dict(stages)
     paths = {name: (path,) if isinstance(path, str) else tuple(path) for name, path in wanted.items()}
     _check_names(model, paths)
     _check_ready(model, samples)
-    two, three = (_probe(model, call, paths, samples.rows(slice(0, n))) for n in (2, 3))
+    with user_code("running the model on its samples", "look at the names, order and shapes of its inputs"):
+        two, three = (_probe(model, call, paths, samples.rows(slice(0, n))) for n in (2, 3))
     steps = [_step(model, stage, three[name]) for name, stage in two.items()]
     names = tuple(samples.inputs)
     with torch.no_grad():

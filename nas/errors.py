@@ -59,7 +59,7 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     "; did you mean 'eps_gp'?"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.65)
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(names)}" if names else "; none is known"

@@ -6,8 +6,9 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from nas.bounds import check_together
 from nas.callbacks import Callback, closing
 from nas.clock import Clock
 from nas.crew import Crew
-from nas.errors import InputError
+from nas.errors import InputError, did_you_mean
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
 from nas.loggers import logger
 from nas.modelcard import write_card
 from nas.mounts import network_filesystem
-from nas.names import resolve_optimizer, resolve_space
+from nas.names import check_is_space, resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
@@ -55,8 +56,11 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if not self.eps:
             raise InputError("a search needs at least one eps, such as --eps 0.005")
-        for eps in self.eps:
-            if not (math.isfinite(eps) and eps >= 0):
+        given: tuple[Any, ...] = self.eps
+        for eps in given:
+            if isinstance(eps, bool) or not isinstance(eps, Real):
+                raise InputError(f"eps must be a number or several, such as 0.005, got {eps!r}")
+            if not (math.isfinite(eps) and float(eps) >= 0):
                 raise InputError(f"eps must be a finite number of at least 0, got {eps}")
         if len(set(self.eps)) != len(self.eps):
             raise InputError(f"every eps may be given once, got {', '.join(map(str, self.eps))}")
@@ -100,10 +104,11 @@ def search(
     Raises:
         NasError: bad input, with one line that says what to do.
     """
-    asked = SearchOptions(tuple(eps) if isinstance(eps, Sequence) else (eps,), **options)
+    asked = _asked(eps, options)
     report = progress or Quiet()
     chosen = dict(space_options or {})
     source = resolve_space(space, **chosen) if isinstance(space, str) else space
+    check_is_space(source, "nas.search needs a space or its name, got")
     origin = {"name": space, **chosen} if isinstance(space, str) else {"name": source.space.name}
     started = time.monotonic()
     if asked.minimize or asked.where:  # wrong ones stop here, before anything is written or calibrated
@@ -124,6 +129,19 @@ def search(
     with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:
         followers = [*_followers(on_trial, callbacks), *(logger(name, run.path / "logs") for name in log), ReportWriter(run.path, report)]
         return _search(source, asked, run, report, followers, started, executor)
+
+
+def _asked(eps: Any, options: Mapping[str, Any]) -> SearchOptions:
+    """The options as given to `search`, or an error that names a wrong one."""
+    known = [field.name for field in fields(SearchOptions)]
+    for option in options:
+        if option == "threads":
+            raise InputError("search takes no 'threads'; call torch.set_num_threads(n) before it")
+        if option not in known:
+            raise InputError(f"search takes no option '{option}'{did_you_mean(option, known)}")
+    values = tuple(eps) if isinstance(eps, Sequence) and not isinstance(eps, str) else (eps,)
+    where = options.get("where", ())
+    return SearchOptions(values, **{**options, "where": (where,) if isinstance(where, str) else tuple(where)})
 
 
 def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], workers: int = 1) -> dict[str, dict[str, Any]]:

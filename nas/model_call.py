@@ -40,6 +40,9 @@ class ModelCall:
         if self.inputs is not None:
             return self.inputs(model, inputs)
         known = inspect.signature(model.forward).parameters
+        strange = [name for name in inputs if name not in known]
+        if strange and len(strange) < len(inputs) and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise InputError(f"the model's forward has no '{strange[0]}'{did_you_mean(strange[0], known)}; name inputs as forward does, or give call=")
         by_keyword = any(p.kind is p.VAR_KEYWORD for p in known.values()) or all(name in known for name in inputs)
         return model(**inputs, **self.constants) if by_keyword else model(*inputs.values(), **self.constants)
 
@@ -53,6 +56,8 @@ class ModelCall:
                 names = [str(name) for name in result] if isinstance(result, Mapping) else [str(k) for k in range(len(found))]
                 raise InputError(f"the model returns {len(found)} tensors ({', '.join(names)}); choose one with output=")
             return found[0]
+        if isinstance(self.output, str) and isinstance(result, Tensor):
+            raise InputError(f"the model returns one tensor, which has no part '{self.output}'; leave output= out")
         if isinstance(self.output, str) and not isinstance(result, Mapping):
             if not hasattr(result, self.output):
                 raise InputError(f"the model's output has no '{self.output}'{did_you_mean(self.output, [n for n in dir(result) if n[0] != '_'])}")

@@ -10,6 +10,7 @@ from nas.blocks.calibration import CalibrationSettings
 from nas.blocks.offer import Offer, offer
 from nas.cut import CutModel, Stages, cut
 from nas.data import Splits
+from nas.errors import InputError
 from nas.evaluators.costs import Measure
 from nas.evaluators.divergence import Divergence, Settings, mean_squared_error
 from nas.graph import StageGraph
@@ -65,6 +66,10 @@ def model_space(
         DoesNotFit: a recipe named for a stage cannot be applied to it.
         ContractError: a recipe makes a block that writes something else than the teacher's.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be an nn.Module, got {model!r}")
+    if not isinstance(data, Splits):
+        raise InputError(f"data must be three sample sets, got a {type(data).__name__}; make them by nas.batches.split(nas.batches.collect(batches))")
     graph, why = _graph(cut(model, stages, data.fit, ModelCall(call, constants or {}, output)), data, reuse)
     offered = offer(graph, recipes, {key: value[:1] for key, value in data.fit.inputs.items()})
     return NetworkSpace(

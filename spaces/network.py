@@ -1,5 +1,6 @@
 """A network as a search space: a staged teacher, recipes for its stages, and data; made measurable by calibration and counting."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -41,7 +42,7 @@ Save = Callable[[Mapping[str, tuple[Choice, nn.Module]], Path], None]
 """Writes the model with the given blocks at the given stages into a folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkSpace:
     """A teacher cut into stages, with choices for them and the three sample sets.
 
@@ -89,6 +90,10 @@ class NetworkSpace:
         self.graph.check_stages([stage.name for stage in self.stages])
         check_forbidden(self.rules, self.stages)
         divergence_arguments(self.divergence, self.data.measure)
+
+    def __repr__(self) -> str:
+        choices = ", ".join(f"{stage.name}: {len(stage.choices)}" for stage in self.stages)
+        return f"NetworkSpace('{self.name}', choices {{{choices}}}, {math.prod(len(stage.choices) for stage in self.stages):,} candidates)"
 
     @cached_property
     def space(self) -> SearchSpace:

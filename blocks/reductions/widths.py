@@ -1,7 +1,8 @@
 """Structured pruning inside a block: the weakest hidden channels go, what the block reads and writes keeps its shape (Li et al., 2017).
 
 A pair is a layer and the next one that reads its outputs channel by channel: between them only activations, pooling, dropout, batch
-normalisation and depthwise convolutions. Pairs are told from the order in which layers were registered; the contract, which runs the
+normalisation and depthwise convolutions. Pairs are told from the order in which layers were registered, and batch norms registered apart from
+their pair from their width; the contract, which runs the
 block that was made, has the last word.
 """
 
@@ -134,12 +135,20 @@ def _pairs(run: Sequence[nn.Module]) -> Iterator[Pair]:
         if isinstance(layer, _Dense) and not _depthwise(layer):
             sure = bool(between) or n_dense == 2
             if writer is not None and sure and _joined(writer, layer):
-                yield Pair((writer,), tuple(between), layer, fused=_width_out(writer) == 2 * _width_in(layer))
+                yield Pair((writer,), tuple(between or _norms_elsewhere(run, writer, layer)), layer, fused=_width_out(writer) == 2 * _width_in(layer))
             writer, between = (layer if getattr(layer, "groups", 1) == 1 and not getattr(layer, "transposed", False) else None), []
         elif _carries(layer):
             between.append(layer)
         else:
             writer, between = None, []
+
+
+def _norms_elsewhere(run: Sequence[nn.Module], writer: _Dense, reader: _Dense) -> list[nn.Module]:
+    """Batch norms registered apart from the pair that can only be between them: as wide as the hidden channels and as nothing else of the pair."""
+    hidden = _width_in(reader)
+    if hidden in (_width_in(writer), _width_out(reader)):
+        return []
+    return [layer for layer in run if isinstance(layer, _BatchNorm) and layer.num_features == hidden]
 
 
 def _joined(writer: _Dense, reader: _Dense) -> bool:

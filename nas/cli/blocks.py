@@ -26,10 +26,13 @@ def list_blocks(json: options.Json = False) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("recipe", "what it does", "fits")
+    table = Table("recipe", "class", "what it does", "fits")
     for row in rows:
-        table.add_row(row["name"], row["does"], row["fits"])
+        table.add_row(row["name"], row["class"].rpartition(".")[2], row["does"], row["fits"])
     out.print(table)
+    for module in sorted({row["class"].rpartition(".")[0] for row in rows if row["class"]}):
+        names = [row["class"].rpartition(".")[2] for row in rows if row["class"].rpartition(".")[0] == module]
+        out.print(f"from {module} import {', '.join(names)}", markup=False, soft_wrap=True)
 
 
 @blocks.command("show")
@@ -39,7 +42,7 @@ def show_block(name: Annotated[str, typer.Argument(help="A name that `nas blocks
 
     kind = BLOCKS.get(name)
     defaults = {field.name: field.default if isinstance(field.default, int | float | str | bool) else None for field in fields(kind)}  # type: ignore[arg-type]  # recipes are dataclasses
-    shown = {**_row(name), "class": f"{kind.__module__}.{kind.__name__}", "options": defaults}
+    shown = {**_row(name), "options": defaults}
     if json:
         print_json(shown)
         return
@@ -60,9 +63,10 @@ def _row(name: str) -> dict[str, Any]:
 
     entry = next((entry for entry in CATALOGUE if entry.name == name), None)
     if entry is not None:
-        return {"name": name, "does": entry.does, "fits": entry.fits}
+        return {"name": name, "does": entry.does, "fits": entry.fits, "class": entry.target.replace(":", ".")}
     try:
         kind = BLOCKS.get(name)
     except InputError as error:
-        return {"name": name, "does": f"cannot be loaded: {error}", "fits": ""}
-    return {"name": name, "does": kind.does or (kind.__doc__ or "").strip().partition("\n")[0], "fits": kind.fits}
+        return {"name": name, "does": f"cannot be loaded: {error}", "fits": "", "class": ""}
+    does = kind.does or (kind.__doc__ or "").strip().partition("\n")[0]
+    return {"name": name, "does": does, "fits": kind.fits, "class": f"{kind.__module__}.{kind.__name__}"}

@@ -197,3 +197,23 @@ def test_teacher_slices_start_from_the_teachers_leading_weights() -> None:
     block = TeacherSlice({"width": 8, "out": 12, "inner": 4}).build(teacher)
     assert torch.equal(block.conv1.weight, teacher.conv1.weight[:4])
     assert torch.equal(block.conv2.weight, teacher.conv2.weight[:, :4])
+
+
+class NormsLast(nn.Module):
+    """A residual block whose norms are registered after its convolutions; the first norms what the block reads."""
+
+    def __init__(self, width: int = 8, inner: int = 16) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(width, inner, 5, padding=2), nn.Conv1d(inner, width, 5, padding=2)
+        self.na, self.nb = nn.BatchNorm1d(width), nn.BatchNorm1d(inner)
+
+    def forward(self, h: Tensor) -> Tensor:
+        result: Tensor = h + self.b(self.nb(self.a(self.na(h).relu())).relu())
+        return result
+
+
+def test_channels_are_pruned_through_a_norm_registered_apart_from_its_pair() -> None:
+    teacher = NormsLast().eval()
+    block: Any = check_recipe(Channels(0.5), teacher, torch.randn(3, 8, 20))
+    assert (block.a.out_channels, block.nb.num_features, block.na.num_features) == (8, 8, 8)
+    assert sum(p.numel() for p in block.parameters()) < sum(p.numel() for p in teacher.parameters())

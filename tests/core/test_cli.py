@@ -321,6 +321,13 @@ def test_measure_prints_a_candidate_beside_the_teacher(table: Path) -> None:
     assert "L: divergence from the teacher" in done.stderr
 
 
+def test_measure_takes_several_candidates_in_their_order(table: Path) -> None:
+    command = ("measure", "--space", f"table:{table}", "--candidate", "s0=c1", "--candidate", "s1=c2", "--candidate", "teacher")
+    assert [row["divergence"] for row in json.loads(nas(*command, "--json").stdout)] == [0.001, 0.004, 0.0]
+    shown = nas(*command).stdout
+    assert shown.index("s0=c1") < shown.index("s1=c2") < shown.index("the teacher, nothing replaced")
+
+
 def test_verbose_tells_every_trial_and_quiet_none(table: Path) -> None:
     command = ("search", "--space", f"table:{table}", "--eps", "0.012", "--workdir", str(table.parent), "--trials", "4", "--new")
     assert len([line for line in nas(*command, "-v").stderr.splitlines() if line.startswith("  ")]) == 4

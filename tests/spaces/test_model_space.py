@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ import nas
 from nas.batches import collect, split
 from nas.blocks.calibration import CalibrationSettings
 from nas.blocks.reductions.depth import Bypass
+from nas.blocks.reductions.low_rank import LowRank
 from nas.blocks.reductions.widths import FeedForward
 from nas.blocks.saved import load_model
-from nas.errors import InputError
+from nas.errors import InputError, NasError
 from nas.evaluators.divergences import kl_divergence
 from nas.progress import Quiet
 from nas.spaces.model import model_space
@@ -99,10 +101,66 @@ def test_rules_that_cannot_be_meant_are_refused(space: NetworkSpace, rule: objec
         _ = replace(space, rules=(rule,)).space  # type: ignore[arg-type]
 
 
+def test_a_space_prints_itself_on_one_line(space: NetworkSpace) -> None:
+    assert repr(space) == "NetworkSpace('own', choices {low: 4, high: 4}, 16 candidates)"
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        result: Tensor = self.high(self.low(x).relu()) * sigma
+        return result
+
+
+def own(inputs: tuple[str, ...] = ("x", "sigma"), **more: Any) -> NetworkSpace:
+    data = split(collect([(torch.randn(32, 4), torch.ones(32, 1))], inputs=inputs))
+    return model_space("sum", Sum().eval(), {"low": "low", "high": "high"}, **({"data": data, "recipes": [LowRank(0.3)]} | more))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: own(inputs=("signal", "sigma")), "the model's forward has no 'signal'; .*name inputs as forward does, or give call="),
+        (lambda: own(inputs=("sigma", "x")), r"running the model on its samples: RuntimeError: .*test_model_space.py:\d+\); look at the names, order"),
+        (lambda: own(output="logits"), "the model returns one tensor, which has no part 'logits'; leave output= out"),
+        (lambda: own(data=torch.zeros(3, 4)), "data must be three sample sets, got a Tensor; make them by nas.batches.split"),
+        (lambda: nas.search(own, 0.1), r"nas.search needs a space or its name, got a function, which is no search space: call it; "),
+        (lambda: nas.search(Sum(), 0.1), r"got a Sum, which is no search space; nas.spaces.model.model_space\(...\) makes one"),
+        (lambda: nas.search("synthetic:3", "small"), "eps must be a number or several, such as 0.005, got 'small'"),
+        (lambda: nas.search("synthetic:3", 0.1, threads=1), r"search takes no 'threads'; call torch.set_num_threads\(n\)"),
+        (lambda: nas.search("synthetic:3", 0.1, trails=1), "search takes no option 'trails'; did you mean 'trials'"),
+        (lambda: nas.search("synthetic:3", 0.1, where="params<10", workdir=None), "bound 'params<10' must read"),
+        (lambda: nas.search("synthetic:3", 0.1, optimizer="adam", workdir=None), "unknown optimizer 'adam'; known: additive"),
+    ],
+)
+def test_a_mistake_in_a_python_call_is_one_line(make: Any, message: str) -> None:
+    with pytest.raises(NasError, match=message):
+        make()
+
+
+def test_load_model_says_what_it_was_given_instead(space: NetworkSpace, tmp_path: Path) -> None:
+    nas.search(space, (1e8, 1e9), workdir=tmp_path, name="run", trials=3)
+    folder = tmp_path / "run" / "winner-eps1e+08"
+    for given, message in (
+        ((net(), folder), "in this order; got a Sequential as the folder"),
+        ((folder, Block), r"got the class Block; write Block\(\)"),
+        ((folder, Block()), r"the given Block has no module '\d'"),
+        ((tmp_path / "run", net()), "is no folder of a saved model; did you mean '.*winner-eps1e"),
+        ((tmp_path / "run" / "winner", net()), "is no folder of a saved model; did you mean '.*winner-eps1e"),
+        ((tmp_path, net()), "is no folder of a saved model; a model's folder holds architecture.json"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_model(*given)  # type: ignore[type-var]
+
+
 def test_nas_blocks_lists_every_generic_reduction_with_what_it_fits() -> None:
     rows = json.loads(command("blocks", "list", "--json").stdout)
     assert {"low_rank", "bypass", "separable", "teacher_slice"} <= {row["name"] for row in rows}
     assert all(row["does"] and row["fits"] for row in rows)
+    assert "from nas.blocks.reductions.depth import Bypass, FewerLayers" in command("blocks").stdout
     shown = json.loads(command("blocks", "show", "low_rank", "--json").stdout)
     assert shown["options"] == {"fraction": 0.25}
     missing = command("blocks", "show", "low_rang")
