@@ -38,7 +38,8 @@ def headline(findings: Findings, winner: Found) -> Headline:
     """The winner of one eps."""
     trial = winner.trial
     if trial is None:
-        return Headline(winner.eps, "nothing measured yet", False, (), "", "", None)
+        reason = next((t.reason for t in findings.trials if t.reason), None)
+        return Headline(winner.eps, f"nothing could be measured: {reason}" if reason else "nothing measured yet", False, (), "", "", None)
     objective = findings.objective
     rows = []
     for metric, cost in trial.costs.items():

@@ -14,7 +14,7 @@ import torch
 from nas.blocks.recipe import recipe_of
 from nas.errors import InputError
 from nas.fingerprint import code_identity
-from nas.names import BLOCKS, resolve_space
+from nas.names import BLOCKS, function_of_file
 
 FILE = """
 class Recipe:
@@ -33,11 +33,11 @@ def test_a_recipe_is_the_same_whether_its_file_is_imported_or_named_by_space(tmp
     file = tmp_path / "own_recipes.py"
     file.write_text(FILE.format(factor=2))
     monkeypatch.syspath_prepend(tmp_path)
-    named = code_identity(resolve_space(f"{file}:make_space"))
+    named = code_identity(function_of_file(file, "make_space")())
     imported = importlib.import_module("own_recipes")
     assert code_identity(imported.Recipe()) == named
     file.write_text(FILE.format(factor=30))
-    assert code_identity(resolve_space(f"{file}:make_space")) != named
+    assert code_identity(function_of_file(file, "make_space")()) != named
 
 
 RECIPE = """
@@ -85,7 +85,7 @@ def registered() -> Any:
 def test_a_recipe_has_one_spec_under_every_module_name_and_is_loaded_by_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "own_block.py"
     file.write_text(RECIPE.format(words="A layer.", inner="self.inner"))
-    named: Any = resolve_space(f"{file}:make_space")
+    named: Any = function_of_file(file, "make_space")()
     for name in ("own_block", "package.own_block", "__main__.elsewhere"):
         imported = load_as(name, file, monkeypatch)  # registers the same recipe again
         assert imported.Own().spec == named.spec

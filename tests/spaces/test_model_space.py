@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import nas
 from nas.batches import collect, split
 from nas.blocks.calibration import CalibrationSettings
+from nas.blocks.reductions.convolutions import Separable
 from nas.blocks.reductions.depth import Bypass
 from nas.blocks.reductions.low_rank import LowRank
 from nas.blocks.reductions.widths import FeedForward
@@ -154,6 +155,18 @@ def test_load_model_says_what_it_was_given_instead(space: NetworkSpace, tmp_path
     ):
         with pytest.raises(InputError, match=message):
             load_model(*given)  # type: ignore[type-var]
+
+
+def partly_fitting() -> NetworkSpace:
+    return own(recipes=[LowRank(0.3), Separable()])
+
+
+def test_spaces_show_gives_every_reason_why_a_recipe_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "shown.py"
+    file.write_text("from tests.spaces.test_model_space import partly_fitting\n\ndef make_space():\n    return partly_fitting()\n")
+    done = command("spaces", "show", str(file))
+    assert "left out: high/separable: separable needs a convolution" in " ".join(done.stdout.split())
+    assert set(json.loads(command("spaces", "show", str(file), "--json").stdout)["left_out"]) == {"low", "high"}
 
 
 def test_nas_blocks_lists_every_generic_reduction_with_what_it_fits() -> None:
