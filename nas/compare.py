@@ -157,7 +157,12 @@ def compare(
 def optimal_cost(task: Task, problem: Problem) -> float:
     """Cost of the cheapest allowed feasible candidate; the teacher is feasible."""
     if not isinstance(task.evaluator, KnowsOptimum):
-        raise InputError(f"the optimum of '{task.space.name}' is not known; measure every candidate with 'nas tabulate' and compare on table:FILE.npz")
+        raise InputError(
+            raise InputError(
+                f"the optimum of '{task.space.name}' is not known; compare on a benchmark space such as tocsr_table, or measure every candidate of a smaller one "
+                "(a million at most) with 'nas tabulate' and compare on table:FILE.npz"
+            )
+        )
     best = task.evaluator.optimum(problem, problem.eps[0])
     teacher = task.space.teacher
     known = [candidate for candidate in (best, teacher) if candidate is not None and problem.allowed([candidate])[0]]

@@ -18,17 +18,32 @@ FLOOR = 1e-3
 """Regrets below are drawn here: the axis is logarithmic."""
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Writes the plot; the file name must end in `.svg`."""
+def check_plot(path: Path) -> None:
+    """Raises unless a plot can be written there; before anything is measured for it."""
     if path.suffix != ".svg":
         raise InputError(f"a plot is written as SVG; '{path}' must end in .svg")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"cannot write the plot '{path}': {'it is a folder' if path.is_dir() else 'its folder does not exist'}; give another --plot")
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Writes the plot.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    check_plot(path)
     epses = list(dict.fromkeys(row.eps for row in rows))
     names = list(dict.fromkeys(row.optimizer for row in rows))
     panels = [_panel([row for row in rows if row.eps == eps], names, eps, x=i * WIDTH) for i, eps in enumerate(epses)]
     legend = [_legend_entry(name, names, HEIGHT + 14 * i) for i, name in enumerate(names)]
     width, height = WIDTH * len(epses), HEIGHT + 14 * len(names) + 10
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
-    path.write_text("\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *panels, *legend, "</svg>"]) + "\n", encoding="utf-8")
+    content = "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *panels, *legend, "</svg>"]) + "\n"
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the plot '{path}': {error.strerror}; give another --plot") from error
 
 
 def _panel(rows: Sequence[Row], names: Sequence[str], eps: float, x: int) -> str:

@@ -41,6 +41,10 @@ def compare(
     if not factories:
         raise InputError("--optimizers names none; `nas optimizers` lists them")
     options.set_threads(1)
+    from nas.regret_plot import check_plot
+
+    if plot is not None:
+        check_plot(plot)
     from nas.bounds import check_together
     from nas.compare import compare as run_compare
     from nas.compare import render
@@ -53,13 +57,13 @@ def compare(
     bounds = tuple(Bound.parse(text, task.costs) for text in where or ())
     check_together(bounds, task.costs)
     rows = run_compare(task, eps, factories, seeds, trials, jobs=jobs, objective=default_objective(task.costs, minimize), bounds=bounds, progress=terminal)
-    if plot is not None:
-        draw(rows, plot)
-        err.print(f"plot in {plot}", markup=False)
     if json:
         print_json([row.to_json() for row in rows])
     else:
         out.print(render(rows))
+    if plot is not None:
+        draw(rows, plot)
+        err.print(f"plot in {plot}", markup=False)
 
 
 def tabulate(

@@ -18,7 +18,7 @@ from nas.optimizers.random_search import RandomSearch
 from nas.problem import Bound, CostTable, Problem
 from nas.progress import Quiet
 from nas.protocols import Task
-from nas.regret_plot import plot
+from nas.regret_plot import check_plot, plot
 from nas.space import Candidate, SearchSpace
 from nas.spaces.synthetic import make_synthetic
 from nas.spaces.table import TableEvaluator
@@ -182,3 +182,12 @@ def test_the_plot_is_well_formed_and_has_a_line_for_each_row(tmp_path: Path) -> 
 def test_a_plot_under_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.svg"):
         plot([Row("a", 0.1, np.ones((1, 2)), 0.1)], tmp_path / "regret.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("plot.png", "must end in .svg"), ("absent/plot.svg", "its folder does not exist"), ("folder.svg", "it is a folder")]
+)
+def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(InputError, match=reason):
+        check_plot(tmp_path / name)

@@ -35,12 +35,15 @@ def tasks_of(given: Path, wanted: Path) -> list[Task]:
     """What is to be done for `IN OUT`: a file to a file or into a folder; a folder's pictures to a folder, stem and subfolder kept, as PNG.
 
     Raises:
-        InputError: nothing is there, no picture is in it, two pictures would make the same file, or the results would stand among the originals.
+        InputError: nothing is there, no picture is in it, two pictures would make the same file, or a result would replace or stand among the originals.
     """
     if not given.exists():
         raise InputError(f"no picture or folder '{given}'")
     if given.is_file():
-        return [Task(given, wanted / f"{given.stem}.png" if wanted.is_dir() or not wanted.suffix else wanted)]
+        target = wanted / f"{given.stem}.png" if wanted.is_dir() or not wanted.suffix else wanted
+        if target.resolve() == given.resolve():
+            raise InputError(f"the result would replace the picture '{given}'; give another file")
+        return [Task(given, target)]
     if wanted.is_file():
         raise InputError(f"'{wanted}' is a file; results of a folder go to a folder")
     inside = wanted.resolve()

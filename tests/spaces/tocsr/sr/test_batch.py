@@ -34,6 +34,8 @@ def test_what_makes_no_sense_is_refused(folder: Path, tmp_path: Path, picture: I
         tasks_of(tmp_path / "none", tmp_path / "out")
     with pytest.raises(InputError, match="stand among the originals"):
         tasks_of(folder, folder)
+    with pytest.raises(InputError, match="would replace the picture"):
+        tasks_of(folder / "a.jpg", folder / "a.jpg")
     with pytest.raises(InputError, match="is a file; results of a folder go to a folder"):
         tasks_of(folder, folder / "a.jpg")
     (tmp_path / "empty").mkdir()
