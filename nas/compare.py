@@ -158,10 +158,8 @@ def optimal_cost(task: Task, problem: Problem) -> float:
     """Cost of the cheapest allowed feasible candidate; the teacher is feasible."""
     if not isinstance(task.evaluator, KnowsOptimum):
         raise InputError(
-            raise InputError(
-                f"the optimum of '{task.space.name}' is not known; compare on a benchmark space such as tocsr_table, or measure every candidate of a smaller one "
-                "(a million at most) with 'nas tabulate' and compare on table:FILE.npz"
-            )
+            f"the optimum of '{task.space.name}' is not known; compare on a benchmark space such as tocsr_table, or measure every candidate "
+            "of a smaller one (a million at most) with 'nas tabulate' and compare on table:FILE.npz"
         )
     best = task.evaluator.optimum(problem, problem.eps[0])
     teacher = task.space.teacher
