@@ -143,15 +143,16 @@ def test_a_mistake_in_a_python_call_is_one_line(make: Any, message: str) -> None
 
 
 def test_load_model_says_what_it_was_given_instead(space: NetworkSpace, tmp_path: Path) -> None:
-    nas.search(space, (1e8, 1e9), workdir=tmp_path, name="run", trials=3)
-    folder = tmp_path / "run" / "winner-eps1e+08"
+    runs = tmp_path / "alone" / "runs"  # nothing lies beside it
+    nas.search(space, (1e8, 1e9), workdir=runs, name="run", trials=3)
+    folder = runs / "run" / "winner-eps1e+08"
     for given, message in (
         ((net(), folder), "in this order; got a Sequential as the folder"),
         ((folder, Block), r"got the class Block; write Block\(\)"),
         ((folder, Block()), r"the given Block has no module '\d'"),
-        ((tmp_path / "run", net()), "is no folder of a saved model; did you mean '.*winner-eps1e"),
-        ((tmp_path / "run" / "winner", net()), "is no folder of a saved model; did you mean '.*winner-eps1e"),
-        ((tmp_path, net()), "is no folder of a saved model; a model's folder holds architecture.json"),
+        ((runs / "run", net()), "is no folder of a saved model; did you mean '.*winner-eps1e"),
+        ((runs / "run" / "winner", net()), "is no folder of a saved model; did you mean '.*winner-eps1e"),
+        ((runs, net()), "is no folder of a saved model; a model's folder holds architecture.json"),
     ):
         with pytest.raises(InputError, match=message):
             load_model(*given)  # type: ignore[type-var]
