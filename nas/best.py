@@ -33,9 +33,12 @@ class Target:
         if metric not in teacher:
             raise InputError(f"target '{text}': unknown metric '{metric}'{did_you_mean(metric, teacher)}")
         try:
-            return cls(metric, scaled(number, unit, teacher[metric]))
+            value = scaled(number, unit, teacher[metric])
         except ValueError:
             raise InputError(f"target '{text}': '{number}' is not a number") from None
+        if not value > 0:
+            raise InputError(f"target '{text}' must be above 0")
+        return cls(metric, value)
 
 
 def best(summary: Mapping[str, Any], target: Target | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _eps(known: list[float], asked: float | None) -> float:
 
 
 def _show(result: dict[str, Any], metrics: list[str]) -> None:
-    title = f"within eps {result['eps']:g} after cascade calibration: the last row"
+    title = f"recalibrated candidates, cheapest first; the last one is within eps {result['eps']:g}"
     shown = Table(*metrics, "L before", "L", "held-out L", title=title, title_justify="left", box=SIMPLE_HEAD)
     for row in result["tried"]:
         before, after, heldout = ("-" if row[key] is None else f"{row[key]:.3g}" for key in ("divergence_before", "divergence", "heldout_divergence"))

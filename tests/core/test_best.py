@@ -38,7 +38,13 @@ def test_without_a_target_the_cheapest_and_infeasible_ones_never() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("130M", "must read METRIC=NUMBER"), ("param=130M", "did you mean 'params'"), ("params=1.2.3", "not a number"), ("params=-5", "must read")],
+    [
+        ("130M", "must read METRIC=NUMBER"),
+        ("param=130M", "did you mean 'params'"),
+        ("params=1.2.3", "not a number"),
+        ("params=-5", "must read"),
+        ("params=0", "above 0"),
+    ],
 )
 def test_a_target_that_cannot_be_read_says_how(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

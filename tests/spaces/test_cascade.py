@@ -46,5 +46,5 @@ def test_the_command_goes_on_from_a_run_and_saves_the_model(network: NetworkSpac
     result = json.loads(done.stdout)
     assert result["divergence"] <= 0.3
     assert json.loads((run / "cascade-eps0.3" / "cascade.json").read_text()) == result
-    assert "after cascade calibration" in command("cascade", str(run), "--trust", "--trials", "27").stdout
+    assert "recalibrated candidates, cheapest first" in command("cascade", str(run), "--trust", "--trials", "27").stdout
     assert network.space.encode(result["candidate"])
