@@ -56,9 +56,14 @@ class EmbeddedAssets:
         return table[tokens]
 
 
+def embedded_versions() -> list[str]:
+    """The versions that ship, oldest first."""
+    return sorted((path.parent.name for path in _FOLDER.glob("embedded-v*/manifest.json")), key=lambda name: int(name.removeprefix("embedded-v")))
+
+
 def newest_version() -> str:
-    """The embedded version in use: the highest number that ships."""
-    return max((path.parent.name for path in _FOLDER.glob("embedded-v*/manifest.json")), key=lambda name: int(name.removeprefix("embedded-v")))
+    """The version that `embedded` means: the highest number that ships."""
+    return embedded_versions()[-1]
 
 
 def shipped_pipeline() -> Path:

@@ -51,7 +51,7 @@ def measured_space() -> NetworkSpace:
     from nas.blocks.calibration import CalibrationSettings
     from nas.spaces.tocsr.space import tocsr_unet
 
-    whole = tocsr_unet()
+    whole = tocsr_unet(TEACHER_VERSION)
     data = replace(whole.data, measure=whole.data.measure.rows(slice(0, N_SAMPLES)))
     stages = tuple(replace(stage, choices=tuple(c for c in stage.choices if c.name in (TEACHER, *SURROGATES[stage.name]))) for stage in whole.stages)
     unfinished = CalibrationSettings(finish=False)  # as its blocks were calibrated

@@ -10,7 +10,7 @@ from torch import Tensor
 from nas.data import Splits
 from nas.errors import InputError
 from nas.progress import Progress, Quiet
-from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
+from nas.spaces.tocsr.assets import EmbeddedAssets, embedded_versions, newest_version
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.data import Latents, load_pictures, noised, picture_files, split_by_picture
 
@@ -37,7 +37,8 @@ def load_teacher(name: str = EMBEDDED, data: str | None = None, device: str = "c
     """The teacher that `--teacher` names.
 
     Args:
-        name: "embedded", a diffusers folder (`unet/`, `scheduler/`, and for pictures `vae/`), or a hub id `owner/model`.
+        name: "embedded", a version of it such as "embedded-v1", a diffusers folder (`unet/`, `scheduler/`, and for pictures `vae/`), or a
+            hub id `owner/model`.
         data: folder of pictures; needed by every teacher but the embedded one.
         device: where the network and the samples go.
         progress: where to report.
@@ -46,10 +47,10 @@ def load_teacher(name: str = EMBEDDED, data: str | None = None, device: str = "c
         InputError: a folder that lacks a file, another architecture, no pictures, or a device that is not there.
     """
     target = check_device(device)
-    if name == EMBEDDED:
+    if version := shipped_version(name):
         if data is not None:
             raise InputError("the embedded teacher brings its own samples; leave out --data, or give another --teacher")
-        return _embedded(target)
+        return _embedded(version, target)
     folder = _folder(name)
     unet = CompactUNet.from_teacher_folder(folder)
     if data is None:
@@ -73,8 +74,13 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _embedded(device: torch.device) -> Teacher:
-    assets = EmbeddedAssets(newest_version())
+def shipped_version(name: str) -> str | None:
+    """The version of the embedded teacher that a `--teacher` names: the newest for "embedded"; None if it names something else."""
+    return newest_version() if name == EMBEDDED else name if name in embedded_versions() else None
+
+
+def _embedded(name: str, device: torch.device) -> Teacher:
+    assets = EmbeddedAssets(name)
     unet = CompactUNet.from_teacher_folder(assets.root)
     abar = alphas_cumprod(unet)
     latents = assets.latents()
@@ -108,7 +114,8 @@ def companions(name: str, unet: CompactUNet, progress: Progress | None = None) -
     Raises:
         InputError: the teacher has no autoencoder, or one of other channels.
     """
-    folder = EmbeddedAssets(newest_version()).root if name == EMBEDDED else _folder(name)
+    version = shipped_version(name)
+    folder = EmbeddedAssets(version).root if version else _folder(name)
     return _autoencoder(folder, int(unet.config.out_channels)), null_prompt(folder, unet, progress or Quiet())
 
 

@@ -172,3 +172,9 @@ def test_a_flipped_byte_in_the_embedded_teacher_is_detected(tmp_path: Path, monk
     path.write_bytes(content)
     with pytest.raises(DamagedFile, match="missing or damaged; install stage-nas again"):
         EmbeddedAssets(version)
+
+
+def test_a_version_of_the_embedded_teacher_can_be_named() -> None:
+    assert load_teacher("embedded-v1").name == "embedded-v1"
+    with pytest.raises(InputError, match="no teacher folder 'embedded-v0'"):
+        load_teacher("embedded-v0")
