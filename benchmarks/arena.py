@@ -1,23 +1,29 @@
 """Which optimizer needs the fewest measurements to come within 1 % of the optimum? All peers in one process, on the same problems.
 
     python benchmarks/arena.py                                        every peer on a few instances of each family
-    python benchmarks/arena.py --instances 20 --optimizers eps_gp,additive
+    python benchmarks/arena.py --instances 20 --optimizers eps_gp,additive --jobs 12
+    python benchmarks/arena.py --first-seed 100 --optimizers eps_gp --set acquisition.POWER=1 --out FILE.jsonl        another setting, on instances for tuning
 
 Families: synthetic spaces with informative calibration errors (1,048,576 candidates; 1,679,616 with the six choices a stage of `tocsr_unet`), with
 uninformative ones, with 20 % idiosyncratic noise, with heavy tails (65,536 candidates each), `tocsr_table` at four eps, and NAS-Bench-201 on three data
 sets. Synthetic instances have seeds from 1000 on; lower ones are for tuning.
-Finished cells (problem x optimizer) stay in the result file and are not run again, so that a longer run extends a shorter one.
+Finished cells (problem x optimizer) stay in the result file and are not run again, so that a longer run extends a shorter one. With several jobs the CPU
+seconds are those of a busy machine.
 """
 
 import argparse
+import ast
 import datetime
+import importlib
 import importlib.metadata
 import json
 import math
+import multiprocessing
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,34 +76,48 @@ Cell = dict[str, Any]
 
 
 class Instance(NamedTuple):
-    """One problem: a space and an eps."""
+    """One problem: a family, its data set or seed or eps, and the eps to search at."""
 
     family: str
     name: str
-    space: Space
     eps: float
 
+    def space(self) -> Space:
+        """The space itself; made where it is searched."""
+        if self.family == "nasbench201":
+            return make_nasbench201(self.name)
+        return tocsr_table() if self.family == "tocsr_table" else SYNTHETIC[self.family](int(self.name.removeprefix("seed ")))
 
-def instances(families: Sequence[str], count: int) -> Iterator[Instance]:
+
+def instances(families: Sequence[str], count: int, first_seed: int) -> Iterator[Instance]:
     """The problems of the named families: `count` instances of a synthetic one."""
     if "nasbench201" in families:
         for dataset in ("cifar10", "cifar100", "imagenet"):
-            yield Instance("nasbench201", dataset, make_nasbench201(dataset), 0.01)
+            yield Instance("nasbench201", dataset, 0.01)
     if "tocsr_table" in families:
         for eps in TABLE_EPS:
-            yield Instance("tocsr_table", f"eps {eps}", tocsr_table(), eps)
+            yield Instance("tocsr_table", f"eps {eps}", eps)
     for number in range(count):
-        seed, eps = 1000 + number, EPS[number % len(EPS)]
         for family in families:
             if family in SYNTHETIC:
-                yield Instance(family, f"seed {seed}", SYNTHETIC[family](seed), eps)
+                yield Instance(family, f"seed {first_seed + number}", EPS[number % len(EPS)])
 
 
 def measure(instance: Instance, optimizer: str, seeds: int, trials: int) -> Cell:
     """One optimizer on one problem."""
-    task = instance.space.prepare(Quiet())
+    task = instance.space().prepare(Quiet())
     row = compare(task, [instance.eps], {optimizer: PEERS[optimizer]}, 1 if optimizer in DETERMINISTIC else seeds, trials)[0]
     return {"family": instance.family, "instance": instance.name, "eps": instance.eps, "optimizer": optimizer, "trials": trials, **figures(row)}
+
+
+def set_up(settings: Sequence[str]) -> None:
+    """One thread, and constants of modules of `nas.optimizers` as `MODULE.NAME=VALUE` says."""
+    torch.set_num_threads(1)
+    for setting in settings:
+        place, value = setting.split("=", 1)
+        module, name = place.rsplit(".", 1)
+        found = importlib.import_module(f"nas.optimizers.{module}")
+        setattr(found, name, type(getattr(found, name))(ast.literal_eval(value)))
 
 
 def figures(row: Row) -> Cell:
@@ -179,27 +199,49 @@ def _write_summary(path: Path, cells: Sequence[Cell], command: str) -> None:
     path.write_text("\n".join([*head, *summary(cells)]), encoding="utf-8")
 
 
-def main() -> None:
+def _missing(options: argparse.Namespace, cells: Sequence[Cell]) -> list[tuple[Instance, str]]:
+    """The cells asked for that the result file does not hold."""
+    done = {(cell["family"], cell["instance"], cell["optimizer"]) for cell in cells}
+    asked = instances(options.families.split(","), options.instances, options.first_seed)
+    every = [(instance, optimizer) for instance in asked for optimizer in options.optimizers.split(",")]
+    return [(instance, optimizer) for instance, optimizer in every if (instance.family, instance.name, optimizer) not in done]
+
+
+def _measured(options: argparse.Namespace, missing: Sequence[tuple[Instance, str]]) -> Iterator[Cell]:
+    """The missing cells, in order with one job, as they get done with more."""
+    if options.jobs == 1:
+        yield from (measure(*cell, options.seeds, options.trials) for cell in missing)
+        return
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), set_up, (options.set,)) as pool:
+        futures: list[Future[Cell]] = [pool.submit(measure, *cell, options.seeds, options.trials) for cell in missing]
+        yield from (future.result() for future in as_completed(futures))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=3, help="instances of each synthetic family")
+    parser.add_argument("--first-seed", type=int, default=1000, help="of the synthetic instances")
     parser.add_argument("--optimizers", default=",".join(PEERS))
     parser.add_argument("--families", default="nasbench201,tocsr_table,informative,many_choices,uninformative,noisy,heavy_tails")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    parser.add_argument("--set", action="append", default=[], metavar="MODULE.NAME=VALUE", help="constants of nas.optimizers to change")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"arena-{datetime.datetime.now(datetime.UTC).date()}.jsonl")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    cells = _read(args.out)
-    done = {(cell["family"], cell["instance"], cell["optimizer"]) for cell in cells}
-    for instance in instances(args.families.split(","), args.instances):
-        for optimizer in args.optimizers.split(","):
-            if (instance.family, instance.name, optimizer) in done:
-                continue
-            cells.append(measure(instance, optimizer, args.seeds, args.trials))
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(cells[-1]) + "\n")
-            print(json.dumps(cells[-1]), flush=True)
-    _write_summary(args.out.with_suffix(".md"), cells, " ".join(["python", "benchmarks/arena.py", *sys.argv[1:]]))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _options()
+    set_up(options.set)
+    cells = _read(options.out)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for cell in _measured(options, _missing(options, cells)):
+        cells.append(cell)
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(cell) + "\n")
+        print(json.dumps(cell), flush=True)
+    _write_summary(options.out.with_suffix(".md"), cells, " ".join(["python", "benchmarks/arena.py", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

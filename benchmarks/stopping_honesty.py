@@ -1,6 +1,6 @@
 """How often is eps_gp wrong when it stops because "P(a cheaper candidate is feasible) < delta"?
 
-    python benchmarks/stopping_honesty.py --runs 100 --first-seed 5000 [--delta 0.01] [--stages 7] [--choices 4] [--minutes 10]
+    python benchmarks/stopping_honesty.py --runs 100 --first-seed 5000 [--delta 0.01] [--stages 7] [--choices 4] [--minutes 10] [--jobs 4] [--out FILE]
 
 Runs synthetic landscapes of several kinds in turn (interactions, noise, calibration errors informative or not), each searched at one eps until eps_gp
 stops or `--trials` are spent. Prints one line of JSON a run (so that a longer run only needs another first seed) and a last line with, over the runs that
@@ -9,11 +9,17 @@ stopped: the share that was wrong (a cheaper feasible candidate existed), the me
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nas.optimizers.eps_gp import EpsGP
 from nas.problem import Problem
@@ -67,6 +73,19 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def within_time(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The runs that begin before the minutes are over, in the order of their seeds."""
+    end = time.monotonic() + 60 * options.minutes
+    seeds = range(options.first_seed, options.first_seed + options.runs)
+    if options.jobs == 1:
+        yield from (one_run(seed, options) for seed in seeds if time.monotonic() < end)
+        return
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), partial(torch.set_num_threads, 1)) as pool:
+        for first in range(0, len(seeds), 4 * options.jobs):
+            if time.monotonic() < end:
+                yield from pool.map(partial(one_run, options=options), seeds[first : first + 4 * options.jobs])
+
+
 def main() -> None:
     """Runs until all runs are done or the minutes are over."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -77,15 +96,18 @@ def main() -> None:
     parser.add_argument("--choices", type=int, default=4)
     parser.add_argument("--trials", type=int, default=80)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    parser.add_argument("--out", type=Path, help="a file to write besides printing")
     options = parser.parse_args()
-    runs: list[dict[str, Any]] = []
-    start = time.monotonic()
-    for seed in range(options.first_seed, options.first_seed + options.runs):
-        if time.monotonic() - start > 60 * options.minutes:
-            break
-        runs.append(one_run(seed, options))
-        print(json.dumps(runs[-1]), flush=True)
+    torch.set_num_threads(1)
+    runs = []
+    for run in within_time(options):
+        runs.append(run)
+        print(json.dumps(run), flush=True)
     print(json.dumps(summary(runs)), flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("".join(json.dumps(line) + "\n" for line in [*runs, summary(runs)]), encoding="utf-8")
 
 
 if __name__ == "__main__":
