@@ -7,8 +7,6 @@ import typer
 from nas.amounts import METRICS, amount
 from nas.cli import options
 from nas.cli.console import err, out, print_json
-from nas.cli.runs import summarize
-from nas.record import RunDirectory
 
 
 def best(
@@ -19,6 +17,8 @@ def best(
     """Choose among a run's winners, one for each eps, the one whose size is closest to a target."""
     from nas.best import Target
     from nas.best import best as choose
+    from nas.record import RunDirectory
+    from nas.summary import summarize
 
     directory = RunDirectory.open(run)
     with directory.record(read_only=True) as record:

@@ -10,7 +10,6 @@ from nas.amounts import amount
 from nas.cli import options
 from nas.cli.console import Terminal, out, print_json, print_legend
 from nas.errors import InputError, NothingFeasible
-from nas.record import RunDirectory
 
 
 def cascade(
@@ -23,6 +22,8 @@ def cascade(
     quiet: options.Quiet = False,
 ) -> None:
     """Go on from a run: recalibrate cheaper candidates block by block, each on its real inputs, until one is within the same eps; save it."""
+    from nas.record import RunDirectory
+
     directory = RunDirectory.open(run)
     config = directory.config()
     chosen, origin = _eps(config["search"]["eps"], eps), dict(config["space"])

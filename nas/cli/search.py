@@ -93,10 +93,10 @@ def failures(trials: "Sequence[Trial]") -> str:
 
 
 def _check_names(space: str, optimizer: str) -> None:
-    from nas.names import OPTIMIZERS, check_space
+    from nas.names import check_optimizer, check_space
 
     check_space(space)
-    OPTIMIZERS.check(optimizer.partition(":")[0])
+    check_optimizer(optimizer)
 
 
 def _check_writable(workdir: Path) -> None:
