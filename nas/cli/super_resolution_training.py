@@ -89,7 +89,7 @@ def distill(
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
-    """Distil a multi-step model into a one-step one, Eq. 22-23 and optional terms; the same command goes on with a training that was stopped."""
+    """Distil a multi-step model into a one-step one (Equations 22 and 23 and optional terms); the same command goes on with a training that was stopped."""
     options.set_threads(threads)
     from nas.spaces.tocsr.sr.recipe import Photographs as Source
     from nas.spaces.tocsr.sr.recipe import distill_adapted
