@@ -1,13 +1,38 @@
 """What a run came to, as `nas search --json` prints it; of an unfinished run, what is known so far."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from nas.errors import DamagedFile, InputError
-from nas.files import MANIFEST, damage
+from nas.files import MANIFEST, Form, damage, read_json
 from nas.record import Record, RunDirectory
 from nas.study import Stopped
 from nas.trial import Trial, incumbent, least_divergent
+
+CASCADE = "cascade.json"
+"""Name of the file in which `nas cascade` leaves its result, beside the model."""
+
+_COST = int | float
+_CASCADE: Form = {
+    "eps": _COST, "candidate": {str: str}, "divergence": _COST, "stderr?": _COST, "n_samples?": int, "divergence_before": _COST | None,
+    "heldout_divergence": _COST, "spent?": {str: _COST},
+}  # fmt: skip
+
+
+def cascades(folder: Path, teacher: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What `nas cascade` made of a run, in the order of eps, as winners are; `teacher` are the run's costs.
+
+    Raises:
+        DamagedFile: a result that cannot be read, or that has other costs than the run.
+    """
+    found = []
+    for file in folder.glob(f"cascade-eps*/{CASCADE}"):
+        row = read_json(file, {**_CASCADE, **dict.fromkeys(teacher, _COST)})
+        kept = {key: row[key] for key in ("eps", "candidate", *teacher, "divergence_before", "divergence", "heldout_divergence")}
+        measured = {"stderr": row.get("stderr", 0.0), "n_samples": row.get("n_samples", 0), "spent": row.get("spent", {})}
+        found.append({**kept, **measured, "feasible": True, "recalibrated": True, "path": str(file.parent)})
+    return sorted(found, key=lambda row: row["eps"])
 
 
 def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
@@ -19,7 +44,7 @@ def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
         raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor RUN` says more")
     for winner in summary["winners"]:
         winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
-    return {**summary, "run": str(directory.path)}
+    return {**summary, "cascades": cascades(directory.path, summary["teacher"]), "run": str(directory.path)}
 
 
 def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:

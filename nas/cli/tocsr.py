@@ -86,6 +86,7 @@ def finetune(
     _: options.Config = None,
 ) -> None:
     """Fine-tune a run's winner end to end; the same command goes on with a training that was stopped, or prints its result."""
+    from nas.files import check_writable
     from nas.record import RunDirectory
     from nas.summary import winner_folder
 
@@ -93,6 +94,7 @@ def finetune(
     origin = directory.config()["space"]
     if origin["name"] != "tocsr_unet":
         raise InputError(f"run '{run}' searched '{origin['name']}'; fine-tuning with the denoising objective is for runs of tocsr_unet")
+    check_writable(directory.path, "the result is saved there")
     winner = winner_folder(directory, eps)
     options.set_threads(threads)
     from nas.spaces.tocsr.finetune import finetune as run_finetune
