@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from nas.cli.runs import summarize
 from nas.job import search
 from nas.problem import CostTable
 from nas.record import RunDirectory
+from nas.summary import summarize
 from nas.table import Table, write_table
 
 TRIALS, WARM, EVERY = 2000, 500, 100

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from nas.cli.console import Terminal
-from nas.cli.runs import winner_folder
 from nas.home import nas_home
 from nas.record import RunDirectory
 from nas.spaces.tocsr import CompactUNet
@@ -34,6 +33,7 @@ from nas.spaces.tocsr.sr.steps import pairs_of
 from nas.spaces.tocsr.sr.train import Targets, Terms, distillation_loss, draw_lessons
 from nas.spaces.tocsr.teacher import EMBEDDED, companions, load_teacher
 from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
+from nas.summary import winner_folder
 
 Map = Callable[[Tensor], Tensor]
 LINEAR = 3000  # crops that the linear autoencoders are fitted to and their students trained on

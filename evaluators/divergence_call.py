@@ -21,6 +21,21 @@ _NEGLIGIBLE = 1e-4
 """Of what the divergence is between two samples' outputs: what rounding may leave at the teacher itself."""
 
 
+_OF_CLASSES: set[Divergence] = set()
+
+
+def of_classes(divergence: Divergence) -> Divergence:
+    """Decorator of a divergence that reads the outputs' last dimension as scores of classes: outputs that are none are refused."""
+    _OF_CLASSES.add(divergence)
+    return divergence
+
+
+def described(divergence: Divergence) -> str:
+    """What a legend says that it is of."""
+    reads = ", read as scores of classes along their last dimension" if divergence in _OF_CLASSES else ""
+    return f"`{name_of(divergence)}` of the outputs{reads}"
+
+
 def divergence_arguments(divergence: Divergence, samples: Samples) -> int:
     """How many of (teacher output, candidate output, target) it takes.
 
@@ -67,6 +82,8 @@ def check_at_teacher(divergence: Divergence, graph: StageGraph, samples: Samples
         output = graph.run(few.inputs)
     if not torch.isfinite(output).all():
         raise InputError("the teacher's output on the measure set has NaN or infinite values; look at the model and its samples")
+    if divergence in _OF_CLASSES:
+        _check_classes(divergence, output, few.target)
     more = (few.target,) if divergence_arguments(divergence, samples) == 3 else ()
     itself = per_sample(divergence, (output, output, *more)).double()
     if not torch.isfinite(itself).all():
@@ -76,4 +93,20 @@ def check_at_teacher(divergence: Divergence, graph: StageGraph, samples: Samples
     if largest > max(_NEGLIGIBLE * unit, 1e-6):
         raise ContractError(
             f"divergence '{name_of(divergence)}' must be 0 for the teacher itself, it is {largest:.3g}; subtract what it is for two equal outputs"
+        )
+
+
+def _check_classes(divergence: Divergence, output: Tensor, target: Tensor | None) -> None:
+    """Raises if the output can be no scores of classes, or the target says that it is a regression's."""
+    if output.ndim < 2 or output.shape[-1] < 2:
+        raise InputError(
+            f"divergence '{name_of(divergence)}' compares classes along the last dimension and needs at least 2, the output is {tuple(output.shape)}; "
+            "mean_squared_error compares numbers"
+        )
+    if target is None or not target.is_floating_point() or target.shape != output.shape:
+        return
+    if bool((target < 0).any()) or not torch.allclose(target.sum(-1), torch.ones_like(target.sum(-1)), atol=1e-3):
+        raise InputError(
+            f"divergence '{name_of(divergence)}' reads the output {tuple(output.shape)} as scores of {output.shape[-1]} classes, but the target holds as many "
+            "real numbers that are no probabilities: that is a regression; mean_squared_error compares numbers"
         )

@@ -42,7 +42,9 @@ class Target:
 
 
 def best(summary: Mapping[str, Any], target: Target | None) -> dict[str, Any]:
-    """The winner of a run (see `nas search --json`) closest to the target, the cheaper one of two as close; without a target the cheapest.
+    """The winner of a run (see `nas show --json`) closest to the target, the cheaper one of two as close; without a target the cheapest.
+
+    What `nas cascade` made of a winner counts as one.
 
     Returns:
         The winner's keys, and `target` and `difference` (winner less target, None without one).
@@ -50,7 +52,7 @@ def best(summary: Mapping[str, Any], target: Target | None) -> dict[str, Any]:
     Raises:
         NothingFeasible: the run has no feasible winner.
     """
-    feasible = [winner for winner in summary["winners"] if winner["feasible"]]
+    feasible = [winner for winner in (*summary["winners"], *summary.get("cascades", ())) if winner["feasible"]]
     if not feasible:
         raise NothingFeasible("the run has no feasible winner; give its search more --trials or a larger --eps")
     metric = target.metric if target else next(iter(summary["teacher"]))

@@ -134,6 +134,15 @@ def write_whole(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path, way_out: str) -> None:
+    """Raises `InputError` unless files can be made in the folder, or it can be made; looks, makes nothing."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}: '{there}' is not a writable folder; {way_out}")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Where to make a draft of the folder, which takes its place once the block has ended well and its manifest is written; else it is removed.

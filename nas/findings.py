@@ -13,6 +13,7 @@ from nas.errors import DamagedFile, InputError, NasError
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.record import Record, RunDirectory
 from nas.space import Candidate, Choice, SearchSpace, Stage
+from nas.summary import cascades
 from nas.trial import Trial, incumbent, least_divergent
 
 
@@ -34,7 +35,7 @@ class Findings:
     """A run as it stands.
 
     `problem` is rebuilt from the recorded costs (recipes and rules are not part of it); None when the run never got that far. `facts` are the
-    record's other entries. `missing` says in whole sentences what could not be read and why.
+    record's other entries. `missing` says in whole sentences what could not be read and why. `cascades` are what `nas cascade` made of the winners.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Findings:
     problem: Problem | None
     facts: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    cascades: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def done(self) -> bool:
@@ -126,7 +128,19 @@ def read_run(path: Path) -> Findings:
         missing.append("No candidate has been measured yet; start the same `nas search` again to go on.")
     elif "result" not in facts:
         missing.append("The search has not come to its end: what is shown is what its trials say so far, not verified on held-out samples.")
-    return Findings(path, config, tuple(trials), problem, facts, tuple(missing))
+    found = _cascades(path, problem, missing)
+    return Findings(path, config, tuple(trials), problem, facts, tuple(missing), found)
+
+
+def _cascades(path: Path, problem: Problem | None, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
+    """What `nas cascade` left in the run; nothing where the costs to set it beside are unknown."""
+    if problem is None:
+        return ()
+    try:
+        return tuple(cascades(path, problem.costs.of(problem.space.teacher)))
+    except DamagedFile as error:
+        missing.append(f"A result of `nas cascade` could not be read ({error}).")
+        return ()
 
 
 def _config(path: Path, missing: list[str]) -> dict[str, Any]:

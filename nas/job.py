@@ -197,7 +197,7 @@ def asked_costs(source: Space, costs: CostTable, asked: SearchOptions, space: Se
         assert isinstance(source, HasMoreCosts)
         whole, fixed[metric] = source.cost(metric)
         by_choice[metric] = _left_of(whole, source.space, space or source.space)
-    return CostTable(by_choice, fixed)
+    return CostTable(by_choice, fixed, costs.notes)
 
 
 def _left_of(table: Floats, whole: SearchSpace, space: SearchSpace) -> Floats:

@@ -1,6 +1,6 @@
 """The card beside an exported model: what it is, how it was found, how far it differs from its teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,35 @@ def card(problem: Problem, winner: Winner, config: Mapping[str, Mapping[str, Any
     rows = [f"| {METRICS.get(m, m)} | {amount(teacher[m])} | {amount(cost)} | {_share(cost, teacher[m])} |" for m, cost in trial.costs.items()]
     heldout = "not measured" if winner.heldout is None or winner.heldout.divergence is None else f"{winner.heldout.divergence:.3g}"
     divergence = "unknown" if trial.divergence is None else f"{trial.divergence:.3g} ± {trial.stderr:.1g} on {trial.n_samples} samples"
+    title = f"{problem.space.name}: the smallest network found within eps {winner.eps:g} of its teacher"
+    story = "stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them."
+    rows += [f"| L, divergence from the teacher | 0 | {divergence} | bound {winner.eps:g} |", f"| L on held-out samples | 0 | {heldout} | |"]
+    return _text(title, story, rows, chosen, config)
+
+
+def cascade_card(result: Mapping[str, Any], config: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card of what `nas cascade` found; `result` is its JSON, `config` that of the run it went on from."""
+    eps, before = result["eps"], "unknown" if result["divergence_before"] is None else f"{result['divergence_before']:.3g}"
+    title = f"{result['space']}: a network within eps {eps:g} of its teacher, its blocks recalibrated on their real inputs"
+    story = (
+        "stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them, then fitted again in order, each on what "
+        "the blocks before it really hand on (`nas cascade`)."
+    )
+    rows = [f"| {METRICS.get(m, m)} | {amount(cost)} | {amount(result[m])} | {_share(result[m], cost)} |" for m, cost in result["teacher"].items()]
+    rows += [
+        f"| L, divergence from the teacher | 0 | {result['divergence']:.3g} ± {result['stderr']:.1g} on {result['n_samples']} samples | bound {eps:g} |",
+        f"| L before recalibration | 0 | {before} | |",
+        f"| L on held-out samples | 0 | {result['heldout_divergence']:.3g} | |",
+    ]
+    return _text(title, story, rows, result["candidate"], {**config, "cascade": result["spent"]})
+
+
+def _text(title: str, story: str, rows: Sequence[str], chosen: Mapping[str, str], config: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        "---", "library_name: stage-nas", "tags: [neural-architecture-search, compression]", "---", "",
-        f"# {problem.space.name}: the smallest network found within eps {winner.eps:g} of its teacher", "",
-        (f"Found by stage-nas {nas.__version__}: stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them. "
+        "---", "library_name: stage-nas", "tags: [neural-architecture-search, compression]", "---", "", f"# {title}", "",
+        (f"Found by stage-nas {nas.__version__}: {story} "
         "The network as a whole was not trained after that. It inherits its teacher's uses, limits, biases and licence."), "",
-        "| | teacher | this model | |", "|---|---|---|---|", *rows, f"| L, divergence from the teacher | 0 | {divergence} | bound {winner.eps:g} |",
-        f"| L on held-out samples | 0 | {heldout} | |", "",
+        "| | teacher | this model | |", "|---|---|---|---|", *rows, "",
         "| stage | block |", "|---|---|", *(f"| {stage} | {choice} |" for stage, choice in chosen.items()), "",
         "## Provenance", "", "| | |", "|---|---|",
         *(f"| {section}.{key} | `{value}` |" for section, values in config.items() for key, value in values.items()), "",

@@ -111,14 +111,17 @@ def check_is_space(thing: object, what: str) -> None:
 
 
 def optimizer_factory(text: str) -> "OptimizerFactory":
-    """What makes the optimizer that `NAME` or `NAME:ARGUMENT` names, such as `optuna:tpe`; the argument is the factory's first option."""
+    """What makes the optimizer that `NAME` or `NAME:ARGUMENT` names, such as `optuna:tpe`; the argument is the factory's first option that is a text."""
     head, _, argument = text.partition(":")
     if not argument or text in OPTIMIZERS.names():
         return OPTIMIZERS.get(text)
     factory = OPTIMIZERS.get(head)
-    options = [name for name, p in inspect.signature(factory).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    options = [name for name, p in inspect.signature(factory).parameters.items() if p.kind is p.KEYWORD_ONLY and isinstance(p.default, str)]
     if not options:
         raise InputError(f"optimizer '{head}' takes no argument, got '{argument}'")
+    check = getattr(factory, "check_argument", None)  # an optimizer that knows its arguments refuses a wrong one before anything is computed
+    if check is not None:
+        check(argument)
     return cast("OptimizerFactory", functools.partial(cast(Callable[..., Any], factory), **{options[0]: argument}))
 
 
@@ -130,6 +133,13 @@ def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: fl
     options = {name: value for name, value in asked.items() if value is not None and name in known}
     made: Optimizer = cast(Callable[..., Any], factory)(problem, seed, **options)
     return made
+
+
+def check_optimizer(text: str) -> None:
+    """Raises unless there is an optimizer of that name that takes its argument; without an argument nothing is imported."""
+    OPTIMIZERS.check(text.partition(":")[0])
+    if ":" in text and text not in OPTIMIZERS.names():
+        optimizer_factory(text)
 
 
 def check_space(text: str) -> None:

@@ -19,7 +19,7 @@ def plan(source: Space, asked: SearchOptions, workers: int = 1) -> dict[str, Any
     Returns:
         `costs`: metric -> least, teacher, most, bound (None without one); `satisfiable` and, where it is False, `why`;
         `least_objective`: what the bounds leave of the objective at best; `n_candidates`; `trials`; `forecast` (None for
-        spaces that cannot tell) with its `total_s` for so many workers; `disk_free_mb` where blocks are kept.
+        spaces that cannot tell) with its `total_s` for so many workers; `notes` on what was not counted; `disk_free_mb` where blocks are kept.
     """
     costs = asked_costs(source, source.costs(), asked)
     objective = default_objective(costs, asked.minimize)
@@ -45,6 +45,7 @@ def plan(source: Space, asked: SearchOptions, workers: int = 1) -> dict[str, Any
         "trials": asked.trials,
         "workers": workers,
         "forecast": planned,
+        "notes": list(costs.notes),
         "disk_free_mb": shutil.disk_usage(_existing(nas_home())).free / 1e6,
     }
 

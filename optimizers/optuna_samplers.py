@@ -50,6 +50,11 @@ class OptunaOptimizer(TurnTaking):
         self._retries = retries
         self._axes: dict[str, BaseDistribution] = {stage.name: CategoricalDistribution(range(len(stage.choices))) for stage in problem.space.stages}
 
+    @staticmethod
+    def check_argument(name: str) -> None:
+        """Raises unless `optuna:NAME` names a sampler."""
+        sampler_by_name(name)
+
     def _suggest(self, turn: Turn) -> Candidate | None:
         with _quiet():
             study = self._study(turn)

@@ -22,7 +22,7 @@ from nas.errors import InputError
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
-from nas.evaluators.divergence_call import check_at_teacher, divergence_arguments, name_of
+from nas.evaluators.divergence_call import check_at_teacher, described, divergence_arguments
 from nas.evaluators.latency import Setting, check_latency, measure_latency, read_latency, write_latency
 from nas.evaluators.memory import weight_mb
 from nas.files import whole_folder
@@ -236,7 +236,7 @@ class NetworkSpace:
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
             flow=self.graph.dag,
             legend=self.legend,
-            divergence=SQUARED if self.divergence is mean_squared_error else f"`{name_of(self.divergence)}` of the outputs",
+            divergence=SQUARED if self.divergence is mean_squared_error else described(self.divergence),
             references=self.references,
         )
 

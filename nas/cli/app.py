@@ -4,7 +4,6 @@ import io
 import os
 import sys
 import traceback
-from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
@@ -30,6 +29,7 @@ from nas.cli import (
 )
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
+from nas.cli.usage import UsageProblem, asks_for_help, usage_line
 from nas.errors import NasError
 
 app = typer.Typer(
@@ -69,6 +69,8 @@ app.command("optimizers")(arena.optimizers)
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"stage-nas {version('stage-nas')}")
         raise typer.Exit
 
@@ -95,7 +97,13 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # a locale without our characters costs these, not the result
     try:
         with interruptible():
-            app()
+            code = app(standalone_mode=False)
+    except UsageProblem as problem:
+        if asks_for_help(problem):
+            problem.show()  # type: ignore[attr-defined]  # every kind of it has this
+        else:
+            complain(usage_line(problem))
+        sys.exit(2)
     except NasError as error:
         if _shown["traceback"]:
             traceback.print_exc()
@@ -107,4 +115,4 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away: `nas show RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -7,8 +7,6 @@ import typer
 from nas.amounts import METRICS, amount
 from nas.cli import options
 from nas.cli.console import err, out, print_json
-from nas.cli.runs import summarize
-from nas.record import RunDirectory
 
 
 def best(
@@ -16,9 +14,11 @@ def best(
     target: Annotated[str | None, typer.Option("--target", help="Size to come close to, such as params=130M or macs=40%; without it the cheapest.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Choose among a run's winners, one for each eps, the one whose size is closest to a target."""
+    """Choose among a run's winners, one for each eps and what `nas cascade` made of them, the one whose size is closest to a target."""
     from nas.best import Target
     from nas.best import best as choose
+    from nas.record import RunDirectory
+    from nas.summary import summarize
 
     directory = RunDirectory.open(run)
     with directory.record(read_only=True) as record:
@@ -33,7 +33,8 @@ def best(
         f"{METRICS.get(metric, metric)} {amount(chosen[metric])} ({whole / chosen[metric]:.2f}x less)" for metric, whole in summary["teacher"].items()
     )
     aim = f"; {amount(abs(chosen['difference']))} {'above' if chosen['difference'] > 0 else 'below'} {target}" if target else ""
-    out.print(f"eps {chosen['eps']:g}: {costs}; L {chosen['divergence']:.3g}{aim}", soft_wrap=True, markup=False)
+    how = ", recalibrated by `nas cascade`" if chosen.get("recalibrated") else ""
+    out.print(f"eps {chosen['eps']:g}{how}: {costs}; L {chosen['divergence']:.3g}{aim}", soft_wrap=True, markup=False)
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in chosen["candidate"].items() if c != "teacher") or "nothing"), soft_wrap=True, markup=False)
     if chosen["path"]:
         out.print(f"saved in {chosen['path']}", soft_wrap=True, markup=False)

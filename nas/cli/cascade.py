@@ -1,5 +1,6 @@
 """`nas cascade`: a run's winner made smaller by recalibrating blocks on what the blocks before them really hand on."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,9 +9,8 @@ from rich.table import Table
 
 from nas.amounts import amount
 from nas.cli import options
-from nas.cli.console import Terminal, out, print_json, print_legend
-from nas.errors import InputError, NothingFeasible
-from nas.record import RunDirectory
+from nas.cli.console import SearchView, Terminal, out, print_json, print_legend
+from nas.errors import InputError, NasError, NothingFeasible
 
 
 def cascade(
@@ -23,9 +23,13 @@ def cascade(
     quiet: options.Quiet = False,
 ) -> None:
     """Go on from a run: recalibrate cheaper candidates block by block, each on its real inputs, until one is within the same eps; save it."""
+    from nas.files import check_writable
+    from nas.record import RunDirectory
+
     directory = RunDirectory.open(run)
     config = directory.config()
     chosen, origin = _eps(config["search"]["eps"], eps), dict(config["space"])
+    check_writable(directory.path, "the result is saved there")
     if ".py" in origin["name"] and not trust:  # the run may come from somebody else
         raise InputError(f"run '{run}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
     options.set_threads(threads)
@@ -36,15 +40,28 @@ def cascade(
     space = resolve_space(origin.pop("name"), **origin)
     if not isinstance(space, NetworkSpace):
         raise InputError(f"run '{run}' searched '{config['space']['name']}', which has no blocks to recalibrate")
-    search = CascadeSearch(space, Terminal(quiet))
-    tried, found = search.smaller(chosen, trials=trials, seed=config["search"].get("seed", 0))
+    terminal = Terminal(quiet)
+    search = CascadeSearch(space, terminal)
+    with SearchView(trials, quiet) as view:
+        tried, found = search.smaller(chosen, trials=trials, seed=config["search"].get("seed", 0), on_trial=view.update)
     if found is None:
         raise NothingFeasible(f"none of {len(tried)} candidates is within eps {chosen:g} after recalibration; give more --trials")
-    result = search.export(found, chosen, tried, directory.path / f"cascade-eps{chosen:g}")
+    result = search.export(found, chosen, tried, directory.path / f"cascade-eps{chosen:g}", config)
+    _report(directory.path, terminal)
     if json:
         print_json(result)
     else:
         _show(result, space.counted.metrics)
+
+
+def _report(run: Path, terminal: Terminal) -> None:
+    """The run's report with what was found; that it cannot be written is no reason to fail."""
+    from nas.report import write_report
+
+    try:
+        write_report(run)
+    except NasError as error:
+        terminal.note(f"no report: {error}")
 
 
 def _eps(known: list[float], asked: float | None) -> float:
@@ -62,5 +79,10 @@ def _show(result: dict[str, Any], metrics: list[str]) -> None:
         before, after, heldout = ("-" if row[key] is None else f"{row[key]:.3g}" for key in ("divergence_before", "divergence", "heldout_divergence"))
         shown.add_row(*(amount(row[metric]) for metric in metrics), before, after, heldout)
     out.print(shown)
+    spent = result["spent"]
+    out.print(
+        f"{spent['n_trials']} trials of the search that went on, {spent['n_measured']} of them in no cache; "
+        f"{spent['n_recalibrated']} candidates recalibrated; {spent['seconds']:.0f} s"
+    )
     print_legend("L", "held-out L")
     out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)

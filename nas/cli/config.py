@@ -8,7 +8,6 @@ import typer
 from nas.cli import options
 from nas.cli.console import out, print_json
 from nas.errors import InputError, did_you_mean
-from nas.record import to_toml
 
 config = typer.Typer(help="Show the configuration of a verb or of a run.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -35,6 +34,8 @@ def show(
     if json:
         print_json(found)
     else:
+        from nas.record import to_toml
+
         out.print(to_toml(found).rstrip(), markup=False, soft_wrap=True)
 
 

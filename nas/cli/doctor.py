@@ -9,7 +9,6 @@ from rich.text import Text
 from nas.cli import options
 from nas.cli.console import out, print_json
 from nas.home import nas_home
-from nas.record import RunDirectory
 
 
 def doctor(
@@ -19,6 +18,7 @@ def doctor(
 ) -> None:
     """Verify the record, the winners and the blocks of a run against their hashes; exit code 2 if something is damaged."""
     from nas.doctor import examine
+    from nas.record import RunDirectory
 
     findings = examine(RunDirectory.open(run), nas_home() / "blocks", repair=repair)
     repaired = {finding.what for finding in findings if finding.state == "repaired"}

@@ -7,13 +7,14 @@ from rich.table import Table
 
 from nas.amounts import amount
 from nas.cli.console import Terminal, out, print_json
-from nas.cli.runs import summarize
 from nas.errors import InputError, NothingFeasible
-from nas.record import RunDirectory
 
 
 def compare(run: Path, n: int, steps: int, seed: int, extractor: str | None, *, json: bool, quiet: bool) -> None:
     """Samples of teacher and winners from the same noise: MSE of the latents, FID where an extractor is given."""
+    from nas.record import RunDirectory
+    from nas.summary import summarize
+
     directory = RunDirectory.open(run)
     origin = directory.config()["space"]
     if origin["name"] != "tocsr_unet":

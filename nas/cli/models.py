@@ -11,7 +11,6 @@ from nas.amounts import METRICS, amount
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json, print_legend, print_names
 from nas.errors import InputError
-from nas.space import TEACHER
 
 spaces = typer.Typer(help="List spaces, or show one.", invoke_without_command=True, rich_markup_mode=None)
 
@@ -186,6 +185,8 @@ def measure(
 
 def measured_table(row: dict[str, Any], teacher: dict[str, float]) -> Table:
     """One measured candidate beside the teacher."""
+    from nas.space import TEACHER
+
     replaced = [f"{stage}={choice}" for stage, choice in row["candidate"].items() if choice != TEACHER]
     title = ", ".join(replaced) or "the teacher, nothing replaced"
     shown = Table("", "candidate", "teacher", "smaller", title=title, title_justify="left", box=SIMPLE_HEAD)

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from nas.amounts import amount
 from nas.cli import options
-from nas.cli.console import Terminal, out, print_json
+from nas.cli.console import Terminal, err, out, print_json
 from nas.errors import InputError
 
 
@@ -57,6 +57,8 @@ def _show(planned: dict[str, Any]) -> None:
     for metric, row in planned["costs"].items():
         shown.add_row(metric, *("-" if row[key] is None else amount(row[key]) for key in ("least", "teacher", "most", "bound")))
     out.print(shown)
+    for note in planned["notes"]:
+        err.print(note, markup=False)
     if planned["least_objective"] is not None:
         out.print(f"least {planned['objective']} within the bounds: {amount(planned['least_objective'])} of {planned['n_candidates']:,} candidates")
     if planned["latency"]:

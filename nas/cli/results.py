@@ -40,6 +40,8 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
             out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")
         if winner["path"]:
             out.print(f"eps {winner['eps']:g}: saved in {winner['path']}", soft_wrap=True)
+    for row in summary.get("cascades", ()):
+        out.print(f"eps {row['eps']:g}, recalibrated by `nas cascade`: saved in {row['path']}", soft_wrap=True, markup=False)
 
 
 def winners_table(summary: Mapping[str, Any]) -> Table:
@@ -50,8 +52,8 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
     columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", *(("of output variance",) if relative else ()), "held-out L")
     table = Table("", *columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", *(("0",) if relative else ()), "0")
-    for winner in summary["winners"]:
-        label = f"eps {winner['eps']:g}" + ("" if winner["feasible"] else " (not feasible)")
+    for winner in (*summary["winners"], *summary.get("cascades", ())):
+        label = f"eps {winner['eps']:g}" + (", cascade" if winner.get("recalibrated") else "" if winner["feasible"] else " (not feasible)")
         if not winner["candidate"]:
             table.add_row(label, *("-" for _ in metrics), "-", "-", *(("-",) if relative else ()), "-")
             continue

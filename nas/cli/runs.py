@@ -2,92 +2,34 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas.cli import options
 from nas.cli.console import out, print_json
-from nas.cli.results import print_result
-from nas.errors import DamagedFile, InputError
-from nas.files import MANIFEST, damage
-from nas.record import Record, RunDirectory
-from nas.study import Stopped
-from nas.trial import Trial, incumbent, least_divergent
+from nas.errors import InputError
+
+if TYPE_CHECKING:
+    from nas.record import RunDirectory
 
 
 def show(run: options.Run, json: options.Json = False) -> None:
     """Show what a run found; of an unfinished run, what is known so far."""
+    from nas.cli.results import print_result
+    from nas.record import RunDirectory
+    from nas.summary import summarize, trial_row
+
     directory = RunDirectory.open(run)
     with directory.record(read_only=True) as record:
         summary, trials, table = summarize(directory, record), record.trials(), record.fact("table")
     if json:
         names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
-        print_json({**summary, "trials": [_trial(trial, names) for trial in trials]})
+        print_json({**summary, "trials": [trial_row(trial, names) for trial in trials]})
     elif table is None:
         out.print("no trial yet: the run has not finished preparing its space; start the same `nas search` again")
     else:
         print_result(summary, table)
-
-
-def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
-    """The result as `nas search` printed it, with paths where the directory is now; incumbents, unverified, if the run is unfinished."""
-    summary: dict[str, Any] | None = record.fact("result")
-    if summary is None:
-        summary = _unfinished(directory, record)
-    elif not _agrees(summary, record.fact("table")):
-        raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor RUN` says more")
-    for winner in summary["winners"]:
-        winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
-    return {**summary, "run": str(directory.path)}
-
-
-def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:
-    """Whether a result names stages, choices and costs of the table it came with; the run may be somebody else's."""
-    metrics = set(summary["teacher"])
-    choices = {stage["name"]: {choice["name"]: choice for choice in stage["choices"]} for stage in table["stages"]} if table else {}
-    rows = [*(choice for stage in choices.values() for choice in stage.values()), *(winner for winner in summary["winners"] if winner["candidate"])]
-    fitting = all(
-        not winner["candidate"] or (set(winner["candidate"]) == set(choices) and all(c in choices[s] for s, c in winner["candidate"].items()))
-        for winner in summary["winners"]
-    )
-    return (
-        fitting
-        and bool(metrics)
-        and summary["stopped"] in get_args(Stopped)
-        and all(choices.values())
-        and all(isinstance(row.get(metric), int | float) for row in rows for metric in metrics)
-    )
-
-
-def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
-    config, trials, table = directory.config(), record.trials(), record.fact("table")
-    names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
-    teacher = {m: v + sum(stage["choices"][0][m] for stage in table["stages"]) for m, v in table["fixed"].items()} if table else {}
-    metric = config["search"].get("minimize") or next(iter(teacher), "params")
-    winners = []
-    for eps in config["search"]["eps"]:
-        best = incumbent(trials, eps, metric)
-        shown = best or least_divergent(trials)
-        row = _trial(shown, names) if shown else {"candidate": None, "costs": {}, "divergence": None, "stderr": None, "n_samples": 0}
-        kept = {key: row[key] for key in ("candidate", "divergence", "stderr", "n_samples")}
-        winners.append({"eps": eps, "feasible": best is not None, **kept, **row["costs"], "heldout_divergence": None, "path": None})
-    seconds = {"calibrate": 0.0, "measure": sum(t.seconds for t in trials), "propose": record.fact("seconds_proposing", 0.0), "total": 0.0}
-    return {
-        "space": config["space"]["name"], "teacher": teacher, "winners": winners, "n_trials": len(trials),
-        "n_measured": sum(not t.attrs.get("cached") for t in trials), "seconds": seconds, "stopped": "interrupted",
-    }  # fmt: skip
-
-
-def _trial(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
-    if len(names) != len(trial.candidate) or any(not 0 <= k < len(choices) for (_, choices), k in zip(names, trial.candidate, strict=True)):
-        raise DamagedFile(f"trial {trial.number} of the record does not fit the run's table of stages; `nas doctor RUN` says more")
-    return {
-        "number": trial.number,
-        "candidate": {stage: choices[k] for (stage, choices), k in zip(names, trial.candidate, strict=True)},
-        "costs": dict(trial.costs), "divergence": trial.divergence, "stderr": trial.stderr, "n_samples": trial.n_samples,
-        "state": trial.state, "reason": trial.reason,
-    }  # fmt: skip
 
 
 def report(
@@ -116,6 +58,9 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="Make the repository on the hub a public one.")] = False,
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
+    from nas.record import RunDirectory
+    from nas.summary import check_winner, winner_folder
+
     directory = RunDirectory.open(run)
     if to.exists():
         raise InputError(f"'{to}' exists already; give a folder that does not")
@@ -125,7 +70,7 @@ def export(
             _export_candidate(directory, candidate, to, trust)
         else:
             folder = winner_folder(directory, eps)
-            _check_winner(folder)
+            check_winner(folder)
             shutil.copytree(folder, to)
     except OSError as error:
         raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
@@ -136,26 +81,7 @@ def export(
         out.print(f"pushed to {push_folder(to, push, public=public)}", soft_wrap=True)
 
 
-def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
-    """The folder of a run's saved winner; which one, when there are several."""
-    with directory.record(read_only=True) as record:
-        winners = {winner["eps"]: winner["path"] for winner in summarize(directory, record)["winners"] if winner["path"]}
-    if not winners:
-        raise InputError(f"run '{directory.path}' has no saved winner; let its search finish, or name a --candidate")
-    if eps is None and len(winners) > 1:
-        raise InputError(f"run '{directory.path}' has several winners; choose one with --eps: {', '.join(f'{e:g}' for e in winners)}")
-    if eps is not None and eps not in winners:
-        raise InputError(f"run '{directory.path}' has no winner for eps {eps:g}; it has: {', '.join(f'{e:g}' for e in winners)}")
-    return Path(winners[eps if eps is not None else next(iter(winners))])
-
-
-def _check_winner(folder: Path) -> None:
-    """Raises unless every file is what the folder's manifest vouches for; a folder from before manifests passes."""
-    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
-        raise DamagedFile(f"{wrong[0]}; `nas doctor {folder.parent} --repair` moves it aside, the same `nas search` saves it again")
-
-
-def _export_candidate(directory: RunDirectory, text: str, to: Path, trust: bool) -> None:
+def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: bool) -> None:
     from nas.cli.console import Terminal
     from nas.names import resolve_space
 

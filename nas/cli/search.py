@@ -49,6 +49,7 @@ def search(
     The same command goes on with a run that was stopped, or prints the result of one that is done.
     """
     from nas.crew import Crew
+    from nas.files import check_writable
     from nas.job import SearchOptions
     from nas.job import search as run_search
     from nas.loggers import LOGGERS
@@ -56,7 +57,7 @@ def search(
     if not eps:
         raise InputError("give at least one --eps, such as --eps 0.005")
     SearchOptions(tuple(eps), optimizer, trials, seed, minimize, tuple(where or ()), delta)  # bad values stop here, before torch is loaded
-    _check_writable(workdir)
+    check_writable(workdir, "choose another --workdir")
     for logger in log or ():
         LOGGERS.check(logger)
     _check_names(space, optimizer)
@@ -93,18 +94,7 @@ def failures(trials: "Sequence[Trial]") -> str:
 
 
 def _check_names(space: str, optimizer: str) -> None:
-    from nas.names import OPTIMIZERS, check_space
+    from nas.names import check_optimizer, check_space
 
     check_space(space)
-    OPTIMIZERS.check(optimizer.partition(":")[0])
-
-
-def _check_writable(workdir: Path) -> None:
-    """Raises unless run directories can be made there; looks, makes nothing."""
-    import os
-
-    folder = workdir.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {workdir}: '{folder}' is not a writable folder; choose another --workdir")
+    check_optimizer(optimizer)

@@ -8,8 +8,6 @@ from rich.table import Table
 
 from nas.cli import options
 from nas.cli.console import Terminal, out, print_json
-from nas.cli.runs import winner_folder
-from nas.record import RunDirectory
 
 if TYPE_CHECKING:
     from nas.spaces.tocsr.sr.recipe import Artefact
@@ -54,8 +52,10 @@ def adapt(
 ) -> None:
     """Make a winner a conditional diffusion model for super-resolution (Eq. 17-21); the same command goes on with a training that was stopped."""
     options.set_threads(threads)
+    from nas.record import RunDirectory
     from nas.spaces.tocsr.sr.recipe import Photographs as Source
     from nas.spaces.tocsr.sr.recipe import adapt_backbone
+    from nas.summary import winner_folder
 
     folder = backbone if (backbone / "config.json").is_file() else winner_folder(RunDirectory.open(backbone), None)
     source = Source(str(photographs), tuple(held_out or ()), longest, crops, size, degradation)
@@ -89,7 +89,7 @@ def distill(
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
-    """Distil a multi-step model into a one-step one (Eq. 22-23 and optional terms); the same command goes on with a training that was stopped."""
+    """Distil a multi-step model into a one-step one (Equations 22 and 23 and optional terms); the same command goes on with a training that was stopped."""
     options.set_threads(threads)
     from nas.spaces.tocsr.sr.recipe import Photographs as Source
     from nas.spaces.tocsr.sr.recipe import distill_adapted

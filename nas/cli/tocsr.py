@@ -10,9 +10,7 @@ from rich.table import Table
 from nas.amounts import amount
 from nas.cli import options
 from nas.cli.console import Terminal, out, print_json, print_legend
-from nas.cli.runs import winner_folder
 from nas.errors import InputError
-from nas.record import RunDirectory
 
 tocsr = typer.Typer(help="TOC-SR from end to end: what comes before and after the search.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -88,10 +86,15 @@ def finetune(
     _: options.Config = None,
 ) -> None:
     """Fine-tune a run's winner end to end; the same command goes on with a training that was stopped, or prints its result."""
+    from nas.files import check_writable
+    from nas.record import RunDirectory
+    from nas.summary import winner_folder
+
     directory = RunDirectory.open(run)
     origin = directory.config()["space"]
     if origin["name"] != "tocsr_unet":
         raise InputError(f"run '{run}' searched '{origin['name']}'; fine-tuning with the denoising objective is for runs of tocsr_unet")
+    check_writable(directory.path, "the result is saved there")
     winner = winner_folder(directory, eps)
     options.set_threads(threads)
     from nas.spaces.tocsr.finetune import finetune as run_finetune

@@ -10,7 +10,7 @@ from nas.findings import Findings
 from nas.problem import Problem
 from nas.report.charts import Axis, Chart, Line, Mark
 from nas.report.forecast import Forecast, references
-from nas.space import Candidate
+from nas.space import TEACHER, Candidate
 from nas.trial import Trial
 
 
@@ -25,10 +25,12 @@ def front(findings: Findings, forecast: Forecast | None) -> Chart | None:
         return None
     metric, measured = findings.objective, measured_trials(findings)
     designs = _reference_marks(findings, forecast)
+    later = [row for row in findings.cascades if row["divergence"] > 0]
     positive = [t.divergence for t in measured if t.divergence] + [e for e in findings.eps if e > 0] + [m.x for m in designs]
+    positive += [row["divergence"] for row in later]
     x = Axis.over("L, divergence from the teacher", [v for v in positive if v is not None], log=True)
     teacher = findings.teacher.get(metric)
-    costs = [t.costs[metric] for t in findings.trials] + [m.y for m in designs] + ([teacher] if teacher else [])
+    costs = [t.costs[metric] for t in findings.trials] + [m.y for m in designs] + [row[metric] for row in later] + ([teacher] if teacher else [])
     y = Axis.over(metric, costs, log=min(costs) > 0 and max(costs) > 5 * min(costs))
     bounds = [Line(((eps, y.low), (eps, y.high)), f"bound e{i}") for i, eps in enumerate(findings.eps) if eps > 0]
     marks = [_trial_mark(findings, t, x) for t in findings.trials]
@@ -36,7 +38,15 @@ def front(findings: Findings, forecast: Forecast | None) -> Chart | None:
         marks.append(Mark(x.low * (x.high / x.low) ** 0.02, teacher, f"teacher\n{metric} {amount(teacher)}\nL = 0 (left of the scale)", "teacher", "square"))
     text = f"Cost against divergence. {len(findings.trials)} trials; " + "; ".join(_winner_words(findings, i) for i in range(len(findings.eps)))
     lines = [*bounds, Line(_staircase(measured, metric, x, y), "front")]
-    return Chart("Cost against divergence", text, x, y, lines, [*marks, *designs, *_winner_marks(findings)], _front_legend(findings, bool(designs)))
+    return Chart(
+        "Cost against divergence",
+        text,
+        x,
+        y,
+        lines,
+        [*marks, *designs, *_winner_marks(findings), *_cascade_marks(findings)],
+        _front_legend(findings, bool(designs)),
+    )
 
 
 def convergence(findings: Findings) -> Chart | None:
@@ -117,6 +127,17 @@ def _winner_marks(findings: Findings) -> list[Mark]:
     return marks
 
 
+def _cascade_marks(findings: Findings) -> list[Mark]:
+    marks = []
+    for row in findings.cascades:
+        replaced = ", ".join(f"{stage}={choice}" for stage, choice in row["candidate"].items() if choice != TEACHER) or "teacher"
+        tip = f"recalibrated, eps {row['eps']:g}\n{findings.objective} {amount(row[findings.objective])}\nL {row['divergence']:.3g}\n{replaced}"
+        kind = f"winner e{findings.eps.index(row['eps'])}" if row["eps"] in findings.eps else "winner"
+        if row["divergence"] > 0:
+            marks.append(Mark(row["divergence"], row[findings.objective], tip, kind, "square"))
+    return marks
+
+
 def _reference_marks(findings: Findings, forecast: Forecast | None) -> list[Mark]:
     if forecast is None or findings.problem is None:
         return []
@@ -158,6 +179,8 @@ def _winner_words(findings: Findings, i: int) -> str:
 
 def _front_legend(findings: Findings, with_designs: bool) -> tuple[tuple[str, str], ...]:
     out = [*_eps_legend({eps: f"within eps {eps:g}" for eps in findings.eps}), ("over", "above every eps"), ("winner", "star: winner")]
+    if findings.cascades:
+        out.append(("winner", "square: recalibrated by `nas cascade`"))
     if with_designs:
         out.append(("reference", "diamond: design without a search (hollow: predicted L)"))
     if any(t.divergence is None for t in findings.trials):

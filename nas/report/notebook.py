@@ -4,7 +4,7 @@ from markupsafe import Markup, escape
 
 from nas.findings import Findings
 from nas.report.figures import front
-from nas.report.tables import headline
+from nas.report.tables import cascade_headline, headline
 
 STYLE = (
     "svg.chart .axes path{stroke:#8884;fill:none}svg.chart text{fill:currentColor;font:12px sans-serif}svg.chart .back{fill:none;stroke:#8888}"
@@ -16,8 +16,8 @@ STYLE = (
 def snippet(findings: Findings) -> str:
     """HTML for `_repr_html_`."""
     parts = [f"<p><b>{escape(findings.space)}</b>: {len(findings.trials)} trials</p>"]
-    for winner in findings.winners:
-        head = headline(findings, winner)
+    heads = [*(headline(findings, winner) for winner in findings.winners), *(cascade_headline(findings, row) for row in findings.cascades)]
+    for head in heads:
         cells = "".join(f"<tr><th>{escape(n)}</th><td>{b}</td><td><b>{a}</b></td><td>{r}</td></tr>" for n, b, a, r in head.costs)
         last = f"<tr><th>L</th><td>0</td><td><b>{escape(head.divergence)}</b></td><td></td></tr>"
         rows = f"<tr><th></th><th>teacher</th><th>found</th><th></th></tr>{cells}{last}"

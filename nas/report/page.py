@@ -25,7 +25,10 @@ def render(findings: Findings, forecast: Forecast | None = None) -> str:
         version=nas.__version__,
         style=Markup(_asset("report.css")),  # ours
         script=Markup(_asset("report.js")),  # ours
-        headlines=[tables.headline(findings, winner) for winner in findings.winners],
+        headlines=[
+            *(tables.headline(findings, winner) for winner in findings.winners),
+            *(tables.cascade_headline(findings, row) for row in findings.cascades),
+        ],
         charts=[chart for chart in charts if chart is not None],
         winners=[_detail(findings, winner, forecast) for winner in findings.winners if winner.trial is not None],
         cost=tables.search_cost(findings),

@@ -54,6 +54,19 @@ def headline(findings: Findings, winner: Found) -> Headline:
     return Headline(winner.eps, title, winner.feasible, tuple(rows), divergence, _verdict(findings, winner), winner.path)
 
 
+def cascade_headline(findings: Findings, row: Mapping[str, Any]) -> Headline:
+    """What `nas cascade` made of a winner."""
+    costs = [
+        (METRICS.get(metric, metric), amount(teacher), amount(row[metric]), f"{teacher / row[metric]:.2f}x fewer" if row[metric] > 0 else "-")
+        for metric, teacher in findings.teacher.items()
+    ]
+    whole, cost, name = findings.teacher[findings.objective], row[findings.objective], METRICS.get(findings.objective, findings.objective)
+    title = f"{whole / cost:.2f}x fewer {name}, recalibrated" if whole and cost else "recalibrated"
+    before = "" if row["divergence_before"] is None else f"{row['divergence_before']:.3g} before `nas cascade` fitted its blocks again; "
+    verdict = f"{before}{row['heldout_divergence']:.3g} on samples the search never saw"
+    return Headline(row["eps"], title, True, tuple(costs), f"{row['divergence']:.3g} ± {row['stderr']:.1g}", verdict, row["path"])
+
+
 def _verdict(findings: Findings, winner: Found) -> str:
     words = []
     if winner.heldout is not None:

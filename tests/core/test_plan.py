@@ -52,6 +52,31 @@ def test_a_plan_for_people_measures_latency_when_asked(home: Path) -> None:
     assert again["objective"] == "latency_ms"
 
 
+def test_a_plan_names_what_its_costs_leave_out(tmp_path: Path, home: Path) -> None:
+    file = tmp_path / "outer.py"
+    file.write_text(
+        """
+import torch
+from nas.batches import collect, split
+from nas.blocks.reductions.depth import Bypass
+from nas.spaces.model import model_space
+
+class Outer(torch.nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.linalg.solve(torch.eye(4) * 2, x.T).T
+
+def make_space():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Outer()).eval()
+    return model_space("outer", model, ["1"], split(collect([torch.randn(64, 4)])), [Bypass()])
+"""
+    )
+    done = nas("plan", "--space", f"{file}:make_space", "--json")
+    assert done.returncode == 0, done.stderr
+    assert any("solve" in note for note in json.loads(done.stdout)["notes"])
+    assert "MACs leave out" in nas("plan", "--space", f"{file}:make_space", "--where", "macs<=100%").stderr
+
+
 def test_a_space_without_a_network_is_planned_too() -> None:
     done = nas("plan", "--space", "synthetic:3", "--json")
     assert json.loads(done.stdout)["forecast"] is None

@@ -10,10 +10,14 @@ from torch import Tensor
 
 import nas
 from nas.batches import collect, split
+from nas.blocks.reductions.depth import Bypass
 from nas.cli.results import winners_table
 from nas.cli.search import failures
 from nas.errors import ContractError, InputError, UserCodeError
+from nas.evaluators.divergence_call import described
+from nas.evaluators.divergences import kl_divergence
 from nas.progress import Quiet
+from nas.spaces.model import model_space
 from nas.spaces.network import NetworkSpace
 from tests.conftest import toy_graph, toy_samples, toy_stages
 
@@ -88,3 +92,22 @@ def test_missing_numbers_in_samples_are_named_with_set_input_and_sample() -> Non
     next(iter(inputs.values()))[5] = torch.nan
     with pytest.raises(InputError, match=r"set '\w+': input 'x' has NaN in 1 of \d+ samples, such as that of group 5; leave them out"):
         split(collect([inputs]), fit=0.5, measure=0.25)
+
+
+def test_a_divergence_of_classes_refuses_a_regression_and_says_what_it_reads() -> None:
+    network, n = torch.nn.Linear(4, 3), 64
+    network.eval()
+    x, y = torch.randn(n, 4, generator=torch.Generator().manual_seed(0)), torch.randn(n, 3, generator=torch.Generator().manual_seed(1))
+
+    def space(target: Tensor, model: torch.nn.Module = network) -> NetworkSpace:
+        data = split(collect([(x, target)], ("input", "target"), target="target"))
+        return model_space("classes", torch.nn.Sequential(torch.nn.Linear(4, 4), model).eval(), ["0"], data, [Bypass()], divergence=kl_divergence)
+
+    with pytest.raises(InputError, match="that is a regression; mean_squared_error"):
+        space(y).missing_blocks()
+    with pytest.raises(InputError, match="needs at least 2, the output is"):
+        space(y[:, :1], torch.nn.Linear(4, 1)).missing_blocks()
+    space(y.softmax(1)).missing_blocks()
+    space(y.argmax(1)).missing_blocks()
+    assert "scores of classes along their last dimension" in described(kl_divergence)
+    assert described(signed) == "`signed` of the outputs"

@@ -18,7 +18,6 @@ from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.cli.app import app
 from nas.cli.options import configure
-from nas.cli.runs import summarize
 from nas.doctor import examine
 from nas.errors import NasError
 from nas.evaluators.cache import EvaluationCache
@@ -27,6 +26,7 @@ from nas.progress import Quiet
 from nas.record import Record, RunDirectory
 from nas.spaces.tocsr import counts
 from nas.spaces.tocsr.data import load_pictures
+from nas.summary import summarize
 from nas.table import read_table
 from nas.trial import Trial
 from tests.fuzz.mutations import damaged_bytes, damaged_values

@@ -1,6 +1,7 @@
 """The search that goes on with larger eps and recalibrates what it finds."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,40 @@ def test_the_command_goes_on_from_a_run_and_saves_the_model(network: NetworkSpac
     assert json.loads((run / "cascade-eps0.3" / "cascade.json").read_text()) == result
     assert "recalibrated candidates, cheapest first" in command("cascade", str(run), "--trust", "--trials", "27").stdout
     assert network.space.encode(result["candidate"])
+    assert result["spent"]["n_trials"] > 0
+    assert result["spent"]["n_recalibrated"] == len(result["tried"])
+
+
+def test_what_was_found_is_shown_chosen_reported_and_carded(home: Path, tmp_path: Path) -> None:
+    run = nas.search(TOY, 0.3, workdir=tmp_path, name="run", trials=10).run
+    assert run is not None
+    found = json.loads(command("cascade", str(run), "--trust", "--json", "--trials", "27", "--threads", "1").stdout)
+    (row,) = json.loads(command("show", str(run), "--json").stdout)["cascades"]
+    assert row["params"] == found["params"]
+    assert "recalibrated by `nas cascade`: saved in" in command("show", str(run)).stdout
+    assert "eps 0.3, cascade" in command("show", str(run)).stdout
+    best = json.loads(command("best", str(run), "--json").stdout)
+    assert best["params"] <= row["params"]
+    assert "recalibrated" in (run / "report.html").read_text()
+    card = (run / "cascade-eps0.3" / "README.md").read_text()
+    assert "its blocks recalibrated on their real inputs" in card
+    assert "search.optimizer" in card
+    assert f"{found['divergence']:.3g}" in card
+
+
+def test_a_damaged_result_of_a_cascade_is_named(home: Path, tmp_path: Path) -> None:
+    run = nas.search(TOY, 0.3, workdir=tmp_path, name="run", trials=5).run
+    assert run is not None
+    (run / "cascade-eps0.3").mkdir()
+    (run / "cascade-eps0.3" / "cascade.json").write_text('{"eps": 0.3}')
+    assert "cascade.json" in command("show", str(run)).stderr
+    assert command("report", str(run)).returncode == 0
+    assert "A result of `nas cascade` could not be read" in (run / "report.html").read_text()
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_anything_is_computed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = nas.search(TOY, 0.3, workdir=tmp_path, name="run", trials=3).run
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
+    done = command("cascade", str(run), "--trust")
+    assert done.returncode == 2
+    assert "is not a writable folder" in done.stderr

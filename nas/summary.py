@@ -1,0 +1,115 @@
+"""What a run came to, as `nas search --json` prints it; of an unfinished run, what is known so far."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from nas.errors import DamagedFile, InputError
+from nas.files import MANIFEST, Form, damage, read_json
+from nas.record import Record, RunDirectory
+from nas.study import Stopped
+from nas.trial import Trial, incumbent, least_divergent
+
+CASCADE = "cascade.json"
+"""Name of the file in which `nas cascade` leaves its result, beside the model."""
+
+_COST = int | float
+_CASCADE: Form = {
+    "eps": _COST, "candidate": {str: str}, "divergence": _COST, "stderr?": _COST, "n_samples?": int, "divergence_before": _COST | None,
+    "heldout_divergence": _COST, "spent?": {str: _COST},
+}  # fmt: skip
+
+
+def cascades(folder: Path, teacher: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What `nas cascade` made of a run, in the order of eps, as winners are; `teacher` are the run's costs.
+
+    Raises:
+        DamagedFile: a result that cannot be read, or that has other costs than the run.
+    """
+    found = []
+    for file in folder.glob(f"cascade-eps*/{CASCADE}"):
+        row = read_json(file, {**_CASCADE, **dict.fromkeys(teacher, _COST)})
+        kept = {key: row[key] for key in ("eps", "candidate", *teacher, "divergence_before", "divergence", "heldout_divergence")}
+        measured = {"stderr": row.get("stderr", 0.0), "n_samples": row.get("n_samples", 0), "spent": row.get("spent", {})}
+        found.append({**kept, **measured, "feasible": True, "recalibrated": True, "path": str(file.parent)})
+    return sorted(found, key=lambda row: row["eps"])
+
+
+def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
+    """The result as `nas search` printed it, with paths where the directory is now; incumbents, unverified, if the run is unfinished."""
+    summary: dict[str, Any] | None = record.fact("result")
+    if summary is None:
+        summary = _unfinished(directory, record)
+    elif not _agrees(summary, record.fact("table")):
+        raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor RUN` says more")
+    for winner in summary["winners"]:
+        winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
+    return {**summary, "cascades": cascades(directory.path, summary["teacher"]), "run": str(directory.path)}
+
+
+def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:
+    """Whether a result names stages, choices and costs of the table it came with; the run may be somebody else's."""
+    metrics = set(summary["teacher"])
+    choices = {stage["name"]: {choice["name"]: choice for choice in stage["choices"]} for stage in table["stages"]} if table else {}
+    rows = [*(choice for stage in choices.values() for choice in stage.values()), *(winner for winner in summary["winners"] if winner["candidate"])]
+    fitting = all(
+        not winner["candidate"] or (set(winner["candidate"]) == set(choices) and all(c in choices[s] for s, c in winner["candidate"].items()))
+        for winner in summary["winners"]
+    )
+    return (
+        fitting
+        and bool(metrics)
+        and summary["stopped"] in get_args(Stopped)
+        and all(choices.values())
+        and all(isinstance(row.get(metric), int | float) for row in rows for metric in metrics)
+    )
+
+
+def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
+    config, trials, table = directory.config(), record.trials(), record.fact("table")
+    names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
+    teacher = {m: v + sum(stage["choices"][0][m] for stage in table["stages"]) for m, v in table["fixed"].items()} if table else {}
+    metric = config["search"].get("minimize") or next(iter(teacher), "params")
+    winners = []
+    for eps in config["search"]["eps"]:
+        best = incumbent(trials, eps, metric)
+        shown = best or least_divergent(trials)
+        row = trial_row(shown, names) if shown else {"candidate": None, "costs": {}, "divergence": None, "stderr": None, "n_samples": 0}
+        kept = {key: row[key] for key in ("candidate", "divergence", "stderr", "n_samples")}
+        winners.append({"eps": eps, "feasible": best is not None, **kept, **row["costs"], "heldout_divergence": None, "path": None})
+    seconds = {"calibrate": 0.0, "measure": sum(t.seconds for t in trials), "propose": record.fact("seconds_proposing", 0.0), "total": 0.0}
+    return {
+        "space": config["space"]["name"], "teacher": teacher, "winners": winners, "n_trials": len(trials),
+        "n_measured": sum(not t.attrs.get("cached") for t in trials), "seconds": seconds, "stopped": "interrupted",
+    }  # fmt: skip
+
+
+def trial_row(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
+    """A trial as `nas show --json` prints it; `names` are the stages with their choices."""
+    if len(names) != len(trial.candidate) or any(not 0 <= k < len(choices) for (_, choices), k in zip(names, trial.candidate, strict=True)):
+        raise DamagedFile(f"trial {trial.number} of the record does not fit the run's table of stages; `nas doctor RUN` says more")
+    return {
+        "number": trial.number,
+        "candidate": {stage: choices[k] for (stage, choices), k in zip(names, trial.candidate, strict=True)},
+        "costs": dict(trial.costs), "divergence": trial.divergence, "stderr": trial.stderr, "n_samples": trial.n_samples,
+        "state": trial.state, "reason": trial.reason,
+    }  # fmt: skip
+
+
+def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
+    """The folder of a run's saved winner; which one, when there are several."""
+    with directory.record(read_only=True) as record:
+        winners = {winner["eps"]: winner["path"] for winner in summarize(directory, record)["winners"] if winner["path"]}
+    if not winners:
+        raise InputError(f"run '{directory.path}' has no saved winner; let its search finish, or name a --candidate")
+    if eps is None and len(winners) > 1:
+        raise InputError(f"run '{directory.path}' has several winners; choose one with --eps: {', '.join(f'{e:g}' for e in winners)}")
+    if eps is not None and eps not in winners:
+        raise InputError(f"run '{directory.path}' has no winner for eps {eps:g}; it has: {', '.join(f'{e:g}' for e in winners)}")
+    return Path(winners[eps if eps is not None else next(iter(winners))])
+
+
+def check_winner(folder: Path) -> None:
+    """Raises unless every file is what the folder's manifest vouches for; a folder from before manifests passes."""
+    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
+        raise DamagedFile(f"{wrong[0]}; `nas doctor {folder.parent} --repair` moves it aside, the same `nas search` saves it again")

@@ -1,0 +1,45 @@
+"""Command lines that cannot be read: one line each."""
+
+import pytest
+
+import nas.job  # before a test replaces what it imports
+from tests.core.test_cli import nas as command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("search", "--epss", "3"), "nas search: no option --epss; did you mean '--eps'?"),
+        (("serach",), "nas: no verb 'serach'; did you mean 'search'?"),
+        (("tocsr", "fintune"), "nas tocsr: no verb 'fintune'; did you mean 'finetune'?"),
+        (("search", "--eps", "a"), "got 'a'"),
+        (("search", "--eps=a"), "got 'a'"),
+        (("search", "--eps"), "option '--eps' requires an argument"),
+        (("compare",), "nas compare: missing option '--eps'"),
+        (("show",), "nas show: missing argument 'run'"),
+        (("search", "--eps", "1", "extra"), "unexpected extra argument"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_costs_one_line(arguments: tuple[str, ...], said: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+    assert "--help` says more" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("tocsr",), ("cache",)])
+def test_a_command_given_nothing_shows_its_help(arguments: tuple[str, ...]) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "Commands:" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("search", "--space", "synthetic:3", "--eps", "0.1", "--optimizer"), ("compare", "--eps", "0.1", "--optimizers")])
+def test_a_sampler_that_optuna_lacks_is_refused_before_anything_is_prepared(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nas.job
+    monkeypatch.setattr("nas.names.resolve_space", lambda *_, **__: pytest.fail("prepared a space"))
+    done = command(*arguments, "optuna:tp")
+    assert done.returncode == 2
+    assert "unknown Optuna sampler 'tp'" in done.stderr
