@@ -97,7 +97,7 @@ def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: 
     x_out, r_out = _system(block, module, output, features, heldout)
     try:
         values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    except torch.linalg.LinAlgError:  # seen where a map has fewer rows than inputs; what was fitted stands
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # where a map has fewer rows than inputs LAPACK may find none; what was fitted stands
         return False
     turned, scale = vectors.T @ (x.T @ r / len(x)), float(values.mean())
     changes = [vectors @ (turned / (values.clamp_min(0) + shrinkage * scale)[:, None]) for shrinkage in SHRINKAGES]
