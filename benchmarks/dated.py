@@ -9,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 FOLDER = Path(__file__).parent / "results"
 
 
-def write_result(name: str, content: dict[str, Any]) -> Path:
-    """Writes `NAME-DATE.json` and prints it; a second result of the day replaces the first."""
+def write_result(name: str, content: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Writes `NAME-DATE.json` into the folder and prints it; a second result of the day replaces the first."""
     about = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
@@ -21,9 +23,10 @@ def write_result(name: str, content: dict[str, Any]) -> Path:
         "versions": {package: version(package) for package in ("stage-nas", "torch", "diffusers", "botorch", "numpy")},
         "python": platform.python_version(),
         "cores": os.cpu_count(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}-{about['date']}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{about['date']}.json"
     path.write_text(json.dumps({**about, **content}, indent=1) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
     return path

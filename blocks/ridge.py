@@ -95,7 +95,10 @@ def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: 
     """Solves one end; whether the change was kept."""
     x, r = _system(block, module, output, features, fit)
     x_out, r_out = _system(block, module, output, features, heldout)
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    try:
+        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # where a map has fewer rows than inputs LAPACK may find none; what was fitted stands
+        return False
     turned, scale = vectors.T @ (x.T @ r / len(x)), float(values.mean())
     changes = [vectors @ (turned / (values.clamp_min(0) + shrinkage * scale)[:, None]) for shrinkage in SHRINKAGES]
     change = min(changes, key=lambda change: float((r_out - x_out @ change).square().mean()))

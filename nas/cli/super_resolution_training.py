@@ -46,6 +46,7 @@ def adapt(
     rate: Rate = 1e-3,
     precision: Precision = "fp32",
     seed: Seed = 0,
+    device: options.Device = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
@@ -60,8 +61,8 @@ def adapt(
     folder = backbone if (backbone / "config.json").is_file() else winner_folder(RunDirectory.open(backbone), None)
     source = Source(str(photographs), tuple(held_out or ()), longest, crops, size, degradation)
     table = {"target": target, "prediction_type": prediction, "weighting": weighting, **_training(steps, batch, accumulate, rate, precision, seed)}
-    adapt_backbone(folder, teacher, source, table, to, Terminal(quiet))
-    out.print(str(to), markup=False, soft_wrap=True)
+    adapt_backbone(folder, teacher, source, table, to, _terminal(quiet), device or "cpu")
+    _say(to)
 
 
 def distill(
@@ -85,6 +86,7 @@ def distill(
     rate: Rate = 1e-3,
     precision: Precision = "fp32",
     seed: Seed = 0,
+    device: options.Device = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
@@ -96,23 +98,24 @@ def distill(
 
     source = Source(str(photographs), tuple(held_out or ()), longest, crops, size, degradation)
     terms = {"teacher": teacher, "hr": hr, "image_l1": image_l1, "lpips": lpips, "targets": targets, "teacher_steps": teacher_steps}
-    distill_adapted(adapted, source, terms | _training(steps, batch, accumulate, rate, precision, seed), to, Terminal(quiet))
-    out.print(str(to), markup=False, soft_wrap=True)
+    distill_adapted(adapted, source, terms | _training(steps, batch, accumulate, rate, precision, seed), to, _terminal(quiet), device or "cpu")
+    _say(to)
 
 
 def run(
     recipe: Annotated[Path, typer.Option("--config", help="Recipe, such as recipes/embedded.toml.")],
     workdir: Annotated[Path, typer.Option("--workdir", help="Where run directories are kept.")] = Path("runs"),
+    device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Do a whole recipe: search, finetune, adapt, distill, evaluate; the same command goes on with one that was stopped."""
+    """Do a whole recipe: expand, search, finetune, adapt, distill, evaluate; the same command goes on with one that was stopped."""
     options.set_threads(threads)
     from nas.spaces.tocsr.sr.recipe import Recipe
     from nas.spaces.tocsr.sr.recipe import run as run_recipe
 
-    found = run_recipe(Recipe.read(recipe), workdir, Terminal(quiet))
+    found = run_recipe(Recipe.read(recipe), workdir, Terminal(quiet), device or "cpu")
     if json:
         print_json([{"step": a.step, "path": str(a.path), "fingerprint": a.fingerprint, "seconds": a.seconds} for a in found])
     else:
@@ -124,6 +127,20 @@ def _show(artefacts: "list[Artefact]") -> None:
     for artefact in artefacts:
         table.add_row(artefact.step, str(artefact.path), artefact.fingerprint, f"{artefact.seconds:g}")
     out.print(table)
+
+
+def _terminal(quiet: bool) -> Terminal:
+    """Of several processes one reports."""
+    from nas.spaces.tocsr.trainer import leads
+
+    return Terminal(quiet or not leads())
+
+
+def _say(written: Path) -> None:
+    from nas.spaces.tocsr.trainer import leads
+
+    if leads():
+        out.print(str(written), markup=False, soft_wrap=True)
 
 
 def _training(steps: int, batch: int, accumulate: int, rate: float, precision: str, seed: int) -> dict[str, Any]:

@@ -52,14 +52,16 @@ def expand(
     from nas.spaces.tocsr.expand import ExpansionOptions
     from nas.spaces.tocsr.expand import expand as run_expand
     from nas.spaces.tocsr.folders import PictureFolder
-    from nas.spaces.tocsr.trainer import TrainingSettings
+    from nas.spaces.tocsr.trainer import TrainingSettings, leads
 
-    terminal = Terminal(quiet)
+    terminal = Terminal(quiet or not leads())
     shared: dict[str, Any] = {"batch": batch, "accumulate": accumulate, "rate": rate, "precision": precision, "seed": seed}
     first_step, second_step = (TrainingSettings(count, **shared, warmup=count // 20) for count in (steps, joint_steps))
     asked = ExpansionOptions(first_step, second_step, channels, variant, latent_weight, heldout)  # type: ignore[arg-type]  # checked there
     pictures = PictureFolder.of(data, size, terminal, first)
     result = run_expand(teacher, vae_teacher, pictures, asked, to, device=device or "cpu", progress=terminal)
+    if not leads():
+        return
     if json:
         print_json(result)
         return
@@ -99,12 +101,14 @@ def finetune(
     options.set_threads(threads)
     from nas.spaces.tocsr.finetune import finetune as run_finetune
     from nas.spaces.tocsr.teacher import load_teacher
-    from nas.spaces.tocsr.trainer import TrainingSettings
+    from nas.spaces.tocsr.trainer import TrainingSettings, leads, own_device
 
     settings = TrainingSettings(steps, batch, accumulate, rate, warmup=steps // 20, precision=precision, seed=seed)  # type: ignore[arg-type]  # checked there
-    terminal, place = Terminal(quiet), device or origin.get("device", "cpu")
+    terminal, place = Terminal(quiet or not leads()), own_device(device or origin.get("device", "cpu"))
     given = {name: origin[name] for name in ("teacher", "data") if name in origin}
     result = run_finetune(winner, load_teacher(**given, device=place, progress=terminal), settings, distill, run, place, terminal)
+    if not leads():
+        return
     if json:
         print_json(result)
     else:

@@ -25,8 +25,8 @@ from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.expansion import Distilled, Variant, check_vae_teacher, expand_autoencoder, expand_unet, taken_over, teacher_latents
 from nas.spaces.tocsr.folders import PictureFolder
-from nas.spaces.tocsr.teacher import alphas_cumprod, null_prompt
-from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
+from nas.spaces.tocsr.teacher import alphas_cumprod, check_device, null_prompt
+from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, own_device
 
 RESULT = "expansion.json"
 
@@ -103,6 +103,7 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
     Raises:
         InputError: a network, folder or disk that cannot be used; before any work starts.
     """
+    check_device(device := own_device(device))
     with suppress(DamagedFile):
         if to.is_dir() and not damage(to):
             found: dict[str, Any] = read_json(to / RESULT, {"autoencoder": list, "joint": list})
@@ -120,10 +121,14 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
     job = _Job(Distilled(wider, options.weight), unet, guide.requires_grad_(False).to(device), train, heldout.centres(), null_prompt(teacher, old, progress))
     work = to.with_name(f".{to.name}.training")
     origin = {"pictures": train.fingerprint, "teacher": str(teacher), "vae_teacher": vae_teacher, "weight": options.weight, "variant": options.variant}
-    curves = job.run(options, work, origin, device, progress)
+    trainer, curves = job.run(options, work, origin, device, progress)
     result = {**curves, "params": sum(p.numel() for p in unet.parameters()), "options": asdict(options), "path": str(to)}
-    _save(teacher, wider, unet, result, to)
-    shutil.rmtree(work, ignore_errors=True)
+
+    def write() -> None:
+        _save(teacher, wider, unet, result, to)
+        shutil.rmtree(work, ignore_errors=True)
+
+    trainer.write(write)
     return result
 
 
@@ -168,17 +173,15 @@ class _Job:
     heldout: Tensor
     text: Tensor
 
-    def run(self, options: ExpansionOptions, work: Path, origin: Mapping[str, Any], device: str, progress: Progress) -> dict[str, Any]:
-        """Both curves."""
+    def run(self, options: ExpansionOptions, work: Path, origin: Mapping[str, Any], device: str, progress: Progress) -> tuple[Trainer, dict[str, Any]]:
+        """The second trainer, and both curves."""
         joint = Joint(self.distilled, self.unet)
         first = Trainer(self.distilled, self.pictures.crops, self._matching, options.autoencoder, device=device, origin=origin)
         curve = first.run(work / "autoencoder", self.reconstruction, every=max(1, options.autoencoder.steps // 10), progress=progress)
         matched = block_key(origin=dict(origin), settings=asdict(replace(options.autoencoder, save_s=0)))
         second = Trainer(joint, self.pictures.crops, self._denoising, options.joint, device=device, origin={"autoencoder": matched})
-        return {
-            "autoencoder": curve,
-            "joint": second.run(work / "joint", self._judged, every=max(1, options.joint.steps // 10), progress=progress),
-        }
+        joined = second.run(work / "joint", self._judged, every=max(1, options.joint.steps // 10), progress=progress)
+        return second, {"autoencoder": curve, "joint": joined}
 
     def _matching(self, network: nn.Module, images: Tensor, random: Generator) -> Tensor:
         del random

@@ -140,9 +140,12 @@ def finetune(winner: Path, teacher: Teacher, settings: TrainingSettings, weight:
         "settings": asdict(settings),
         "curve": curve,
     }
-    if trainer.writes:
+
+    def write() -> None:
         _save(network, winner, result, folder)
         checkpoint.unlink(missing_ok=True)
+
+    trainer.write(write)
     return {**result, "path": str(folder)}
 
 

@@ -6,6 +6,7 @@ share the batches of a step out among themselves, compute the step that one proc
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -126,10 +127,11 @@ class Trainer:
         self._optimizer = self._accelerator.prepare_optimizer(torch.optim.AdamW(self._parameters, lr=settings.rate, weight_decay=settings.weight_decay))
         self._average = EMAModel(self._parameters, decay=settings.average, foreach=True)
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process is the one that writes files."""
-        return bool(self._accelerator.is_main_process)
+    def write(self, make: Callable[[], None]) -> None:
+        """Calls `make` in the one process that writes files; the others go on once it is done."""
+        if self._accelerator.is_main_process:
+            make()
+        self._accelerator.wait_for_everyone()
 
     def run(self, checkpoint: Path, evaluate: Evaluate | None = None, every: int = 100, progress: Progress | None = None) -> list[dict[str, float | None]]:
         """Trains to `settings.steps`, from the checkpoint if there is one; returns the curve.
@@ -205,12 +207,12 @@ class Trainer:
             )
 
     def _note(self, evaluate: Evaluate) -> None:
-        """Appends a row to the curve."""
+        """Appends a row to the curve: in every process the same, while the others would only wait."""
         loss = self._mean.take()
-        if self._accelerator.is_main_process:
-            with self._mode(training=False), self._averaged(), torch.no_grad():
-                self.curve.append({"step": self.step, "loss": loss, **evaluate(self.module)})
-        self._accelerator.wait_for_everyone()
+        if loss is not None:
+            loss = float(self._accelerator.reduce(torch.tensor(loss, device=self._accelerator.device), "mean"))
+        with self._mode(training=False), self._averaged(), torch.no_grad():
+            self.curve.append({"step": self.step, "loss": loss, **evaluate(self.module)})
 
     @contextmanager
     def _mode(self, *, training: bool) -> Iterator[None]:
@@ -249,14 +251,15 @@ class Trainer:
         return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
 
     def _save(self, path: Path) -> None:
-        if self._accelerator.is_main_process:
-            scaler = self._accelerator.scaler
-            state = {
-                "identity": self._identity(), "step": self.step, "curve": self.curve, "mean": asdict(self._mean), "module": self._trained(),
-                "optimizer": self._optimizer.state_dict(), "average": self._average.state_dict(), "scaler": scaler.state_dict() if scaler else None,
-            }  # fmt: skip
-            save_checkpoint(path, state)
-        self._accelerator.wait_for_everyone()
+        """Writes the checkpoint in one process, by whose clock it is time; the others wait for its next gradients."""
+        if not self._accelerator.is_main_process:
+            return
+        scaler = self._accelerator.scaler
+        state = {
+            "identity": self._identity(), "step": self.step, "curve": self.curve, "mean": asdict(self._mean), "module": self._trained(),
+            "optimizer": self._optimizer.state_dict(), "average": self._average.state_dict(), "scaler": scaler.state_dict() if scaler else None,
+        }  # fmt: skip
+        save_checkpoint(path, state)
 
     def _load(self, path: Path) -> None:
         state = load_checkpoint(path)
@@ -274,6 +277,16 @@ class Trainer:
         self.step, self.curve, self._mean = state["step"], state["curve"], _Mean(**state["mean"])
 
 
+def leads() -> bool:
+    """Whether this process is the one that reports, of those that `accelerate launch` started; True where it started none."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def own_device(device: str) -> str:
+    """The device of this process: "cuda" is the GPU that `accelerate launch` gives it, the first where it started none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+
+
 def seeded(seed: int, number: int) -> Generator:
     """A generator that seed and number decide, far from those of other seeds and numbers."""
     return Generator().manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
@@ -285,5 +298,5 @@ def _accelerator(precision: Precision, device: str) -> Accelerator:
         raise InputError(f"precision fp16 needs a GPU, got device '{device}'; use bf16 or fp32")
     if kind.type == "cuda" and kind.index is not None:
         torch.cuda.set_device(kind)
-    AcceleratorState._reset_state()  # it holds one precision a process, and another training may ask for another
+    AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision and device a process, and another training may ask for others
     return Accelerator(mixed_precision=_PRECISIONS[precision], cpu=kind.type == "cpu")

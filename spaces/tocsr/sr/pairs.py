@@ -73,8 +73,8 @@ def to_tensor(pictures: Picture) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """The mode of the latent of images in [-1, 1], shifted and scaled as the diffusion model sees it."""
-    mode: Tensor = vae.encode(images).latent_dist.mode()
+    """The mode of the latent of images in [-1, 1], shifted and scaled as the diffusion model sees it; computed, and left, where the autoencoder is."""
+    mode: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
     return (mode - (vae.config.shift_factor or 0.0)) * float(vae.config.scaling_factor)
 
 
@@ -128,8 +128,8 @@ def make_pairs(photographs: Mapping[str, Picture], vae: AutoencoderKL, degradati
         places = [_place(texture, size, rng) for _ in range(PER_VIEW)]
         crops = np.stack([picture[y : y + size, x : x + size] for y, x in places])
         hr.append(torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous())
-        z_hr.append(encode(vae, to_tensor(crops)).half())
-        z_lr.append(encode(vae, torch.cat([up[:, :, y : y + size, x : x + size] for y, x in places])).half())
+        z_hr.append(encode(vae, to_tensor(crops)).half().cpu())
+        z_lr.append(encode(vae, torch.cat([up[:, :, y : y + size, x : x + size] for y, x in places])).half().cpu())
     return Pairs(*(torch.cat(parts)[:n].contiguous() for parts in (hr, z_hr, z_lr)))
 
 

@@ -7,6 +7,7 @@ Calibrated blocks and training pairs are kept in `$NAS_HOME`, keyed by content.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,7 +23,10 @@ from nas.home import nas_home
 from nas.job import search
 from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
+from nas.spaces.tocsr.expand import FLUX, ExpansionOptions, expand
+from nas.spaces.tocsr.expansion import Variant
 from nas.spaces.tocsr.finetune import finetune
+from nas.spaces.tocsr.folders import PictureFolder
 from nas.spaces.tocsr.sr.degradation import degradation
 from nas.spaces.tocsr.sr.evaluate import BICUBIC, Pair, System, bicubic_up, evaluate, parts, system_of
 from nas.spaces.tocsr.sr.images import FACTOR
@@ -32,8 +36,8 @@ from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.steps import Adaptation, Data, Distillation, adapt, distill, pairs_of
 from nas.spaces.tocsr.sr.tables import rendered, summary
 from nas.spaces.tocsr.sr.train import Terms
-from nas.spaces.tocsr.teacher import EMBEDDED, companions, load_teacher
-from nas.spaces.tocsr.trainer import TrainingSettings
+from nas.spaces.tocsr.teacher import EMBEDDED, check_device, companions, load_teacher
+from nas.spaces.tocsr.trainer import TrainingSettings, own_device
 
 T = TypeVar("T")
 
@@ -69,6 +73,21 @@ class Photographs:
 
 
 @dataclass(frozen=True, slots=True)
+class Expanding:
+    """Latent expansion before the search: what `nas tocsr expand` is told, how it is trained apart."""
+
+    teacher: str
+    data: tuple[str, ...]
+    vae_teacher: str = FLUX
+    channels: int = 16
+    variant: Variant = "v2"
+    size: int = 256
+    first: int | None = None
+    heldout: int = 16
+    latent_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Searching:
     """The search: of `nas search`'s options those that a recipe needs."""
 
@@ -85,6 +104,7 @@ class Recipe:
     """A parsed recipe; None leaves a step out."""
 
     name: str
+    expand: Mapping[str, Any] | None
     search: Searching
     photographs: Photographs
     finetune: Mapping[str, Any] | None
@@ -99,15 +119,26 @@ class Recipe:
         Raises:
             InputError: an unknown table or key, or one that is missing.
         """
-        content = read_toml(path)
-        known = ("name", "search", "photographs", "finetune", "adapt", "distill", "evaluate")
+        return cls.of(read_toml(path), path)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], path: Path) -> Recipe:
+        """The recipe that the file holds; see `read`."""
+        known = ("name", "expand", "search", "photographs", "finetune", "adapt", "distill", "evaluate")
         for key in content:
             if key not in known:
                 raise InputError(f"recipe {path}: unknown entry '{key}'{did_you_mean(key, known)}")
         tables = {key: content.get(key, {}) for key in known[1:]}
+        if "expand" in content and "teacher" in tables["search"]:
+            raise InputError(f"recipe {path}: with [expand] the search's teacher is the expanded one; leave out teacher in [search]")
+        if "expand" in content:
+            expanding(tables["expand"])
+        adaptation(tables["adapt"])
+        distillation(tables["distill"])
         photographs = {**tables["photographs"], "held_out": tuple(tables["photographs"].get("held_out", ()))}
         return cls(
             str(content.get("name", path.stem)),
+            tables["expand"] if "expand" in content else None,
             made(Searching, tables["search"], f"recipe {path}: [search]"),
             made(Photographs, photographs, f"recipe {path}: [photographs]"),
             tables["finetune"] if "finetune" in content else None,
@@ -143,8 +174,15 @@ class Artefact:
     seconds: float
 
 
-def run(recipe: Recipe, workdir: Path, progress: Progress) -> list[Artefact]:
-    """Does what is left of a recipe, step by step; the artefacts in order."""
+def run(recipe: Recipe, workdir: Path, progress: Progress, device: str = "cpu") -> list[Artefact]:
+    """Does what is left of a recipe, step by step; the artefacts in order.
+
+    Raises:
+        InputError: called in one of several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a recipe runs in one process; for several GPUs launch its steps (nas tocsr expand, finetune, adapt, distill) one by one")
+    check_device(device)
     folder = workdir / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Artefact] = []
@@ -157,39 +195,44 @@ def run(recipe: Recipe, workdir: Path, progress: Progress) -> list[Artefact]:
         found.append(Artefact(name, path, sha256_of(manifest)[:16], round(time.monotonic() - begun, 1)))
         return path
 
-    backbone = step("search", lambda: _search(recipe.search, folder, progress))
+    searching = recipe.search
+    if recipe.expand is not None:
+        table = recipe.expand
+        searching = replace(searching, teacher=str(step("expand", lambda: _expand(table, folder / "expanded", device, progress))))
+    backbone = step("search", lambda: _search(searching, folder, device, progress))
     if recipe.finetune is not None:
         settings = training(recipe.finetune, {"steps": 2000, "batch": 64, "rate": 5e-4}, "[finetune]")
         weight, winner = float(recipe.finetune.get("distill", 0.0)), backbone
-        backbone = step("finetune", lambda: _finetune(recipe.search, winner, settings, weight, folder, progress))
+        backbone = step("finetune", lambda: _finetune(searching, winner, settings, weight, folder, device, progress))
     adapted, one_step = folder / "adapted", folder / "one-step"
-    step("adapt", lambda: adapt_backbone(backbone, recipe.search.teacher, recipe.photographs, recipe.adapt, adapted, progress))
-    step("distill", lambda: distill_adapted(adapted, recipe.photographs, recipe.distill, one_step, progress))
+    step("adapt", lambda: adapt_backbone(backbone, searching.teacher, recipe.photographs, recipe.adapt, adapted, progress, device))
+    step("distill", lambda: distill_adapted(adapted, recipe.photographs, recipe.distill, one_step, progress, device))
     if recipe.photographs.held_out:
-        step("evaluate", lambda: _evaluate(one_step, recipe, folder / "evaluation.json", progress))
+        step("evaluate", lambda: _evaluate(one_step, recipe, folder / "evaluation.json", device, progress))
     else:
         progress.note("no photograph is held out to evaluate on; `nas tocsr evaluate --model` compares on any folder")
     return found
 
 
-def adapt_backbone(backbone: Path, teacher: str, source: Photographs, table: Mapping[str, Any], to: Path, progress: Progress) -> Path:
+def adapt_backbone(backbone: Path, teacher: str, source: Photographs, table: Mapping[str, Any], to: Path, progress: Progress, device: str = "cpu") -> Path:
     """`steps.adapt` by the entries of a recipe's table; `to` itself."""
-    how = made(Adaptation, _without(table, TRAINING), "[adapt]")
-    settings = training(table, {"steps": 8000, "batch": 8, "rate": 1e-3}, "[adapt]")
+    how, settings = adaptation(table)
     network = CompactUNet.from_pretrained(backbone).requires_grad_(True)
     vae, context = companions(teacher, network, progress)
-    pairs, heldout = _pairs(source, vae, progress)
-    adapt(network, vae, pairs, to, how=how, settings=settings, work=to.parent, progress=progress, heldout=heldout, context=context)
+    device = own_device(device)
+    pairs, heldout = _pairs(source, vae.to(check_device(device)), progress)
+    adapt(network, vae, pairs, to, how=how, settings=settings, work=to.parent, progress=progress, heldout=heldout, context=context, device=device)
     return to
 
 
-def distill_adapted(adapted: Path, source: Photographs, table: Mapping[str, Any], to: Path, progress: Progress) -> Path:
+def distill_adapted(adapted: Path, source: Photographs, table: Mapping[str, Any], to: Path, progress: Progress, device: str = "cpu") -> Path:
     """`steps.distill` by the entries of a recipe's table; `to` itself."""
     how = distillation(table)
     settings = training(table, {"steps": 12000, "batch": 8, "rate": 1e-3}, "[distill]")
     pipeline = TOCSRPipeline.from_pretrained(adapted)
-    pairs, heldout = _pairs(source, pipeline.vae, progress)
-    distill(pipeline, pairs, to, how=how, settings=settings, work=to.parent, progress=progress, heldout=heldout)
+    device = own_device(device)
+    pairs, heldout = _pairs(source, pipeline.vae.to(check_device(device)), progress)
+    distill(pipeline, pairs, to, how=how, settings=settings, work=to.parent, progress=progress, heldout=heldout, device=device)
     return to
 
 
@@ -202,6 +245,11 @@ TRAINING = ("steps", "batch", "accumulate", "rate", "warmup", "decay", "precisio
 def training(table: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> TrainingSettings:
     """The settings in a step's table."""
     return made(TrainingSettings, {"warmup": 100, **defaults, **{key: value for key, value in table.items() if key in TRAINING}}, where)
+
+
+def adaptation(table: Mapping[str, Any]) -> tuple[Adaptation, TrainingSettings]:
+    """How the backbone becomes conditional, by a recipe's table."""
+    return made(Adaptation, _without(table, TRAINING), "[adapt]"), training(table, {"steps": 8000, "batch": 8, "rate": 1e-3}, "[adapt]")
 
 
 def distillation(table: Mapping[str, Any]) -> Distillation:
@@ -219,8 +267,25 @@ def _pairs(source: Photographs, vae: AutoencoderKL, progress: Progress) -> tuple
     return pairs_of(training, vae, source.data, place, progress), pairs_of(held, vae, few, place, progress) if held else None
 
 
-def _search(asked: Searching, folder: Path, progress: Progress) -> Path:
-    options = {"teacher": asked.teacher, "data": asked.data, "library": asked.library}
+def expanding(table: Mapping[str, Any]) -> tuple[Expanding, ExpansionOptions]:
+    """What is expanded and how, by a recipe's table; `steps` are the autoencoder's, `joint_steps` those of both together."""
+    data = table.get("data", ())
+    own = {**_without(table, (*TRAINING, "joint_steps")), "data": (data,) if isinstance(data, str) else tuple(data)}
+    asked = made(Expanding, own, "[expand]")
+    first = training(table, {"steps": 20_000, "batch": 4, "accumulate": 4, "rate": 1e-5}, "[expand]")
+    second = replace(first, steps=table.get("joint_steps", first.steps))
+    return asked, ExpansionOptions(first, second, asked.channels, asked.variant, asked.latent_weight, asked.heldout)
+
+
+def _expand(table: Mapping[str, Any], to: Path, device: str, progress: Progress) -> Path:
+    """The expanded teacher's folder."""
+    asked, options = expanding(table)
+    pictures = PictureFolder.of([Path(folder) for folder in asked.data], asked.size, progress, asked.first)
+    return Path(expand(Path(asked.teacher), asked.vae_teacher, pictures, options, to, device=device, progress=progress)["path"])
+
+
+def _search(asked: Searching, folder: Path, device: str, progress: Progress) -> Path:
+    options = {"teacher": asked.teacher, "data": asked.data, "library": asked.library, "device": None if device == "cpu" else device}
     given = {name: value for name, value in options.items() if value is not None}
     result = search("tocsr_unet", asked.eps, space_options=given, workdir=folder, name="search", trials=asked.trials, seed=asked.seed, progress=progress)
     winner = result.to_json()["winners"][0]
@@ -229,14 +294,14 @@ def _search(asked: Searching, folder: Path, progress: Progress) -> Path:
     return Path(winner["path"])
 
 
-def _finetune(asked: Searching, winner: Path, settings: TrainingSettings, weight: float, folder: Path, progress: Progress) -> Path:
-    teacher = load_teacher(asked.teacher, asked.data, progress=progress)
-    return Path(finetune(winner, teacher, settings, weight, folder, "cpu", progress)["path"])
+def _finetune(asked: Searching, winner: Path, settings: TrainingSettings, weight: float, folder: Path, device: str, progress: Progress) -> Path:
+    teacher = load_teacher(asked.teacher, asked.data, device, progress)
+    return Path(finetune(winner, teacher, settings, weight, folder, device, progress)["path"])
 
 
-def _evaluate(model: Path, recipe: Recipe, path: Path, progress: Progress) -> Path:
+def _evaluate(model: Path, recipe: Recipe, path: Path, device: str, progress: Progress) -> Path:
     """Bicubic and the model on whole held-out photographs, as JSON; done again whenever it is asked for."""
-    pipeline = TOCSRPipeline.from_pretrained(model)
+    pipeline = TOCSRPipeline.from_pretrained(model).to(device)
     pipeline.set_progress_bar_config(disable=True)
     _, held = recipe.photographs.load(progress)
     there, missing = available(list(METRICS))

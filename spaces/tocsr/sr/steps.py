@@ -75,6 +75,7 @@ def adapt(
     progress: Progress,
     heldout: Pairs | None = None,
     context: Tensor | None = None,
+    device: str = "cpu",
 ) -> TOCSRPipeline:
     """Trains the conditional model (Eq. 21) and writes its pipeline to `folder`; goes on from checkpoints in `work`.
 
@@ -89,16 +90,18 @@ def adapt(
         progress: where to report.
         heldout: pairs that the curve is taken on.
         context: the fixed text `(1, T, D)`, folded in; None is zeros.
+        device: where to train.
     """
     diffused = Diffused(how.target, pairs.residual_scale() if how.target == "residual" else 1.0)
     model = ConditionalModel(conditional_unet(backbone, how.prediction_type, context), diffused)
     origin = {"step": "adapt", "backbone": _hash(model.unet), "how": asdict(how), "pairs": pairs.key}
     key = _key({**origin, "settings": _lasting(settings)})
     if not _is_done(folder, key):
-        trainer = Trainer(model, draw_pairs(pairs), diffusion_loss(model, how.weighting), settings, origin=origin)
+        trainer = Trainer(model, draw_pairs(pairs), diffusion_loss(model, how.weighting), settings, device=device, origin=origin)
         curve = trainer.run(work / f"adapt-{_key(origin)[:8]}.safetensors", _judge(heldout, model), EVERY, progress)
         pipeline = TOCSRPipeline(vae, _scheduler(model), None, model.unet, diffused.target, diffused.scale, "multi-step")
-        write_pipeline(pipeline, folder, {"key": key, "origin": origin, "settings": asdict(settings), "curve": curve})
+        made_from = {"key": key, "origin": origin, "settings": asdict(settings), "curve": curve}
+        trainer.write(lambda: write_pipeline(pipeline, folder, made_from))
     return TOCSRPipeline.from_pretrained(folder)
 
 
@@ -121,8 +124,10 @@ def distill(
     work: Path,
     progress: Progress,
     heldout: Pairs | None = None,
+    device: str = "cpu",
 ) -> TOCSRPipeline:
     """Trains the one-step student (Eq. 22-23 and further terms) and writes the pipeline of both models to `folder`; goes on from checkpoints in `work`."""
+    adapted.to(device)
     teacher, vae = adapted.model(2), adapted.vae.requires_grad_(False)
     sampled = {"teacher": _hash(teacher.unet), "pairs": pairs.key, "n": how.targets, "steps": how.steps}
     origin = {"step": "distill", **sampled, "terms": asdict(how.terms)}
@@ -133,11 +138,12 @@ def distill(
         against = {"teacher": _error(targets.latents, pairs.z_hr), "lr": _error(pairs.z_lr[: how.targets], pairs.z_hr)}
         progress.note(f"squared error of the teacher's latents {against['teacher']:.4f}, of the LR latents themselves {against['lr']:.4f}")
         student = student_of(teacher)
-        trainer = Trainer(student, draw_lessons(pairs, targets, how.terms), distillation_loss(student, how.terms, vae), settings, origin=origin)
+        trainer = Trainer(student, draw_lessons(pairs, targets, how.terms), distillation_loss(student, how.terms, vae), settings, device=device, origin=origin)
         curve = trainer.run(work / f"distill-{_key(origin)[:8]}.safetensors", _judge(heldout, student), EVERY, progress)
         diffused = teacher.diffused
         pipeline = TOCSRPipeline(vae, adapted.scheduler, student.unet, teacher.unet, diffused.target, diffused.scale, how.terms.name)
-        write_pipeline(pipeline, folder, {"key": key, "origin": origin, "settings": asdict(settings), "targets": against, "curve": curve})
+        made_from = {"key": key, "origin": origin, "settings": asdict(settings), "targets": against, "curve": curve}
+        trainer.write(lambda: write_pipeline(pipeline, folder, made_from))
     return TOCSRPipeline.from_pretrained(folder)
 
 
@@ -169,7 +175,8 @@ def _judge(heldout: Pairs | None, model: ConditionalModel) -> Evaluate | None:
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
         del network
-        found = torch.cat([model.one_step(*parts) for parts in zip(torch.split(noise, TARGET_BATCH), torch.split(z_lr, TARGET_BATCH), strict=True)])
+        place, parts = model.unet.device, zip(torch.split(noise, TARGET_BATCH), torch.split(z_lr, TARGET_BATCH), strict=True)
+        found = torch.cat([model.one_step(start.to(place), low.to(place)).cpu() for start, low in parts])
         return {"one_step": _error(found, z_hr), "lr": _error(z_lr, z_hr)}
 
     return judge

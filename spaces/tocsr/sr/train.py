@@ -120,8 +120,8 @@ def teacher_targets(teacher: ConditionalModel, pairs: Pairs, n: int, steps: int,
     have = len(done[0]) if done else 0
     for start in progress.track(range(have, min(n, len(pairs)), TARGET_BATCH), "teacher's latents"):
         rows = torch.arange(start, min(start + TARGET_BATCH, n, len(pairs)))
-        z_lr = pairs.z_lr[rows].float()
-        done.append(teacher.sample(noise_of(seed, rows, z_lr.shape[1:]), z_lr, steps).half())
+        z_lr = pairs.z_lr[rows].float().to(teacher.unet.device)
+        done.append(teacher.sample(noise_of(seed, rows, z_lr.shape[1:]).to(z_lr), z_lr, steps).half().cpu())
         if time.monotonic() - saved > SAVE_S:
             done, saved = [torch.cat(done)], time.monotonic()
             save_checkpoint(path, {"of": of, "latents": done[0]})
