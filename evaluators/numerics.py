@@ -17,6 +17,8 @@ FORMATS = ("fp32", "tf32", *HALF)
 
 WORDS = (*FORMATS, "channels_last", "compile")
 
+_FORMS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
@@ -60,7 +62,7 @@ class Numerics:
         """The module to call in place of one as it is; the one given is never changed."""
         if self.channels_last:
             module = copy.deepcopy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return torch.compile(module) if self.compiled else module  # type: ignore[return-value]
+        return _compiled(module) if self.compiled else module
 
     @contextmanager
     def context(self, device: torch.device | str) -> Iterator[None]:
@@ -71,6 +73,15 @@ class Numerics:
                 return
             with torch.autocast(torch.device(device).type, dtype=HALF[self.format]):
                 yield
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    """The module compiled for each shape it meets. Blocks of one class share its code, of which dynamo compiles 8 forms and runs the others as they are."""
+    from torch import _dynamo
+
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, _FORMS)
+    _dynamo.config.accumulated_recompile_limit = max(_dynamo.config.accumulated_recompile_limit, _FORMS)
+    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
 FP32 = Numerics()
