@@ -26,8 +26,8 @@ import torch
 from dated import write_result
 from torch import nn
 
-from nas.blocks.calibration import calibrate_block, relative_errors
 from nas.blocks.features import StageFeatures, collect_features
+from nas.blocks.fit import calibrate_block, relative_errors
 from nas.evaluators.divergence import DivergenceEvaluator, mean_squared_error
 from nas.progress import Quiet
 from nas.space import Candidate, Stage

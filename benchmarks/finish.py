@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from dated import write_result
 
-from nas.blocks.calibration import calibrate_block, held_out_errors
 from nas.blocks.features import Features, collect_features, split_features
+from nas.blocks.fit import calibrate_block, held_out_errors
 from nas.blocks.ridge import solve_ends
 from nas.progress import Quiet
 from nas.space import Choice

@@ -1,101 +1,25 @@
 """Feature-wise distillation: each surrogate block is fitted alone to imitate the teacher's block (Eq. 7-8 of [TOC-SR])."""
 
-import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas.blocks.building import build_block
-from nas.blocks.features import FeatureBank, FeatureBudget, Features, split_features
-from nas.blocks.ridge import solve_ends
+from nas.blocks.features import FeatureBank, FeatureBudget, Features
+from nas.blocks.fit import CalibrationSettings as CalibrationSettings
+from nas.blocks.fit import Diverged as Diverged
+from nas.blocks.fit import calibrate_block as calibrate_block
 from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.data import Samples
 from nas.errors import DamagedFile, DoesNotFit
-from nas.graph import StageGraph, call_step
+from nas.graph import StageGraph
 from nas.progress import Notes, Progress
 from nas.space import Choice, Stage
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationSettings:
-    """How long and how fast a block is fitted; part of its key.
-
-    Adam at `lr`, cosine decay over `max_steps`; every `check_every` steps the held-out error is taken, and the fit ends once it
-    has not fallen by `tolerance` (relative) for `patience` checks. The best state seen is kept, and with `finish` the linear maps that its
-    outputs end in are solved in closed form (`nas.blocks.ridge`).
-    """
-
-    max_steps: int = 300
-    batch_size: int = 32
-    lr: float = 2e-3
-    check_every: int = 25
-    patience: int = 3
-    tolerance: float = 0.01
-    heldout: float = 0.2
-    seed: int = 0
-    finish: bool = True
-    version: int = 1
-
-
-class Diverged(Exception):
-    """The fit met a non-finite loss; the message says where."""
-
-
-def calibrate_block(block: nn.Module, features: Features, settings: CalibrationSettings) -> tuple[dict[str, float], int]:
-    """Fits the block in place; returns its held-out error (MSE / variance) by output name and the steps taken."""
-    fit, heldout = split_features(features, settings.heldout)
-    optimizer = torch.optim.Adam([p for p in block.parameters() if p.requires_grad], lr=settings.lr) if _trainable(block) else None
-    best, best_state, stale, steps = held_out_errors(block, features, heldout), None, 0, 0
-    order = torch.Generator().manual_seed(settings.seed)
-    while optimizer is not None and steps < settings.max_steps and stale < settings.patience:
-        for _ in range(settings.check_every):
-            optimizer.param_groups[0]["lr"] = settings.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * steps / settings.max_steps)) / 2)
-            rows = fit[torch.randint(len(fit), (settings.batch_size,), generator=order)]
-            loss = relative_errors(block, features, rows).mean()
-            if not torch.isfinite(loss):
-                raise Diverged(f"loss became {loss.item()} at step {steps}, lr {optimizer.param_groups[0]['lr']:.1e}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(block.parameters(), 1.0)
-            optimizer.step()
-            steps += 1
-        errors = held_out_errors(block, features, heldout)
-        stale = 0 if errors.mean() < best.mean() * (1 - settings.tolerance) else stale + 1
-        if errors.mean() < best.mean():
-            best, best_state = errors, copy.deepcopy(block.state_dict())
-    if best_state is not None:
-        block.load_state_dict(best_state)
-    if settings.finish and torch.isfinite(best).all() and solve_ends(block, features, fit, heldout, lambda: held_out_errors(block, features, heldout).mean()):
-        best = held_out_errors(block, features, heldout)
-    if not torch.isfinite(best).all():
-        raise Diverged(f"held-out error is {best.tolist()} after {steps} steps")
-    return dict(zip(features.step.writes, best.tolist(), strict=True)), steps
-
-
-def relative_errors(block: nn.Module, features: Features, rows: Tensor) -> Tensor:
-    """MSE / variance of each output on the given samples, `(n_outputs,)` (Eq. 8, each output scaled by its variance)."""
-    reads, targets = features.batch(rows)
-    written = call_step(features.step, block, reads)
-    errors = []
-    for value, target, variance in zip(written, targets, features.output_variances, strict=True):
-        errors.append((value - target).square().mean() / (variance or 1.0))
-    return torch.stack(errors)
-
-
-def held_out_errors(block: nn.Module, features: Features, rows: Tensor, batch_size: int = 64) -> Tensor:
-    """The same without gradients, over any number of samples."""
-    with torch.no_grad():
-        parts = [relative_errors(block, features, part) * len(part) for part in torch.split(rows, batch_size)]
-    return torch.stack(parts).sum(0) / len(rows)
-
-
-def _trainable(block: nn.Module) -> bool:
-    return any(p.requires_grad for p in block.parameters())
 
 
 @dataclass(frozen=True)
@@ -109,14 +33,18 @@ class CalibratedBlock:
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Fits what the store lacks, for the stages of one teacher on one `fit` set."""
+    """Fits what the store lacks, for the stages of one teacher on one `fit` set.
+
+    Blocks are fitted where the teacher is; `rest` is where they are handed out, by default there too.
+    """
 
     graph: StageGraph
     teacher_key: str
     samples: Samples
     store: BlockStore
-    settings: CalibrationSettings = CalibrationSettings()
+    settings: CalibrationSettings = field(default_factory=CalibrationSettings)
     budget: FeatureBudget | None = None
+    rest: torch.device | None = None
 
     def key(self, stage: Stage, choice: Choice) -> str:
         """Content key of a block: teacher, stage, recipe, data and settings."""
@@ -192,12 +120,14 @@ class Calibrator:
         module, weights = self._build(stage, choice), self.store.weights(key)
         _check_tensors(f"block '{stage.name}/{choice.name}' in {self.store.root}", module.state_dict(), weights)
         module.load_state_dict(weights)
-        return CalibratedBlock(module.eval().requires_grad_(False), key, record)
+        module.eval().requires_grad_(False)
+        return CalibratedBlock(module if self.rest is None else module.to(self.rest), key, record)
 
     def _build(self, stage: Stage, choice: Choice) -> nn.Module:
         if choice.recipe is None:
             raise DoesNotFit(f"choice '{stage.name}/{choice.name}' has no recipe to build a block from")
-        with torch.random.fork_rng(devices=[]):
+        device = self.graph.device
+        with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
             return build_block(choice.recipe, self.graph[stage.name].module, f"{stage.name}/{choice.name}").eval().requires_grad_(True)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nas.amounts import AMOUNT, amount, scaled
 from nas.blocks.shards import Shards, half_bytes, variance
 from nas.data import Samples
+from nas.devices import moved
 from nas.errors import ContractError, InputError
 from nas.graph import StageGraph, Step
 from nas.home import nas_home
@@ -110,12 +111,12 @@ class StageFeatures:
 
     def batch(self, rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """What the stage read and wrote on the given samples, where it is to be computed with."""
-        return tuple(self._placed(value[rows]) for value in self.reads), tuple(self._placed(value[rows]) for value in self.writes)
+        rows = moved(rows, self.writes[0].device)
+        return tuple(self._rows(value, rows) for value in self.reads), tuple(self._rows(value, rows) for value in self.writes)
 
-    def _placed(self, value: Tensor) -> Tensor:
-        if self.device is None or self.device == value.device:
-            return value
-        return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value.to(self.device)
+    def _rows(self, value: Tensor | Shards, rows: Tensor) -> Tensor:
+        chosen = value[moved(rows, value.device)]
+        return chosen if self.device is None else moved(chosen, self.device)
 
     @cached_property
     def output_variances(self) -> tuple[float, ...]:
@@ -140,7 +141,7 @@ class RecomputedFeatures:
         """What the stage reads and writes on the given samples."""
         reads, writes = _keys(self.graph, [step.name for step in self.graph.steps].index(self.step.name))
         with torch.no_grad():
-            values = _observed(self.graph, [self.step.name], self.samples.rows(rows))
+            values = _observed(self.graph, [self.step.name], self.samples.rows(rows).to(self.graph.device or self.samples.device))
         return tuple(values[key] for key in reads), tuple(values[key] for key in writes)
 
     @cached_property
@@ -181,22 +182,22 @@ def collect_features(
     Values that several stages share are kept once: a stage's reads are another's writes. With a `folder` they lie in files there (see `Shards`).
     """
     kept: dict[_Key, Tensor | Shards] = {}
-    start = 0
+    device, start = graph.device or samples.device, 0
     with torch.no_grad():
         for batch in progress.track(list(samples.chunks(batch_size)), "teacher features"):
-            for key, value in _observed(graph, stages, batch, blocks).items():
+            for key, value in _observed(graph, stages, batch.to(device), blocks).items():
                 if key not in kept:
                     name = f"{key[0]}-{len(kept)}"
                     kept[key] = Shards(folder, name) if folder else torch.empty((len(samples), *value.shape[1:]), dtype=value.dtype, device=value.device)
                 _keep(kept[key], value, start)
             start += len(batch)
     kept = {key: value.close() if isinstance(value, Shards) else value for key, value in kept.items()}
-    device = next(iter(samples.inputs.values())).device if folder is not None else None
     position = {step.name: index for index, step in enumerate(graph.steps)}
     features = {}
     for name in stages:
         reads, writes = _keys(graph, position[name])
-        features[name] = StageFeatures(graph[name], tuple(kept[k] for k in reads), tuple(kept[k] for k in writes), samples.groups, device)
+        read, written = (tuple(kept[key] for key in keys) for keys in (reads, writes))
+        features[name] = StageFeatures(graph[name], read, written, samples.groups, None if folder is None else device)
     return features
 
 
@@ -210,7 +211,7 @@ def _keep(store: Tensor | Shards, value: Tensor, start: int) -> None:
 def feature_bytes(graph: StageGraph, stages: Sequence[str], samples: Samples, *, on_disk: bool = False) -> dict[str, int]:
     """Bytes that the features of each stage take, in memory or on disk, from running one sample; a value that two stages share counts for both."""
     with torch.no_grad():
-        observed = _observed(graph, stages, samples.rows(slice(0, 1)))
+        observed = _observed(graph, stages, samples.rows(slice(0, 1)).to(graph.device or samples.device))
     position = {step.name: index for index, step in enumerate(graph.steps)}
     size = {key: half_bytes(value) if on_disk else value.nbytes for key, value in observed.items()}
     return {name: len(samples) * sum(size[key] for part in _keys(graph, position[name]) for key in part) for name in stages}

@@ -95,12 +95,9 @@ def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: 
     """Solves one end; whether the change was kept."""
     x, r = _system(block, module, output, features, fit)
     x_out, r_out = _system(block, module, output, features, heldout)
-    try:
-        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # where a map has fewer rows than inputs LAPACK may find none; what was fitted stands
+    changes = _solutions(x.T @ x / len(x), x.T @ r / len(x))
+    if not changes:
         return False
-    turned, scale = vectors.T @ (x.T @ r / len(x)), float(values.mean())
-    changes = [vectors @ (turned / (values.clamp_min(0) + shrinkage * scale)[:, None]) for shrinkage in SHRINKAGES]
     change = min(changes, key=lambda change: float((r_out - x_out @ change).square().mean()))
     before, kept = error(), [parameter.clone() for parameter in module.parameters()]
     if module.bias is not None:
@@ -112,6 +109,16 @@ def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: 
     for parameter, old in zip(module.parameters(), kept, strict=True):
         parameter.copy_(old)
     return False
+
+
+def _solutions(square: Tensor, product: Tensor) -> list[Tensor]:
+    """`D` for every shrinkage at which the equations can be solved; by Cholesky, since eigenvalues of many equal zeros need not converge."""
+    found, scale = [], square.diagonal().mean()
+    for shrinkage in SHRINKAGES:
+        factor, failed = torch.linalg.cholesky_ex(square + shrinkage * scale * torch.eye(len(square)).to(square))
+        if not failed:
+            found.append(torch.cholesky_solve(product, factor))
+    return found
 
 
 def _system(block: nn.Module, module: _Map, output: int, features: Features, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.cut import CutModel
 from nas.data import Samples
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.divergence_call import Divergence as Divergence
 from nas.evaluators.divergence_call import divergence_arguments, per_sample
 from nas.evaluators.numerics import FP32, Numerics
+from nas.evaluators.resident import ResidentModules
+from nas.evaluators.trace import Trace, WholePass, trace
 from nas.fingerprint import code_identity
-from nas.graph import StageGraph, call_step
+from nas.graph import StageGraph
 from nas.problem import Floats
 from nas.space import Candidate
 from nas.trial import Measurement
@@ -33,7 +34,15 @@ def mean_squared_error(teacher: Tensor, candidate: Tensor) -> Tensor:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("not enough memory", "_ALLOC_FAILED"))
+
+
+def _fetched(coming: Sequence[tuple[int, Tensor]]) -> list[tuple[int, Floats]]:
+    """Values on the host, in one transfer."""
+    if not coming:
+        return []
+    together = torch.split(torch.cat([values for _, values in coming]).cpu(), [len(values) for _, values in coming])
+    return [(i, values.numpy()) for (i, _), values in zip(coming, together, strict=True)]
 
 
 def clustered_stderr(values: Floats, groups: np.ndarray) -> float:
@@ -73,66 +82,27 @@ def estimated_mean(values: Floats, groups: np.ndarray, references: Sequence[Floa
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How candidates are measured. `chunk` samples at a time; racing may stop after `min_chunks`; `reuse_mb` bounds kept step outputs."""
+    """How candidates are measured.
+
+    Attributes:
+        chunk: samples at a time.
+        min_chunks: chunks after which racing may stop.
+        reuse_mb: step outputs that are kept, at most.
+        numerics: number format, memory layout, compilation.
+        resident_mb: blocks on a CUDA device, at most; None is half of what is free there. The others wait in main memory.
+    """
 
     chunk: int = 32
     min_chunks: int = 1
     reuse_mb: int = 1024
     numerics: Numerics = FP32
+    resident_mb: int | None = None
 
-
-class _Trace:
-    """Step outputs of the candidate last run on one chunk; a step is run again only if a choice it depends on changed.
-
-    The outputs reused are those that a fresh forward pass would compute, bit for bit: the same modules on the same values.
-    """
-
-    def __init__(self, graph: StageGraph, inputs: Mapping[str, Tensor]) -> None:
-        self._graph = graph
-        self._inputs = inputs
-        self._written: list[tuple[Any, ...]] = []
-        self._used: list[nn.Module] = []
-
-    def run(self, modules: Sequence[nn.Module]) -> Any:
-        """The graph's output with the given module at each step."""
-        fresh: set[int] = set()
-        first = not self._written
-        values: dict[str, Any] = dict(self._inputs)
-        for index, step in enumerate(self._graph.steps):
-            changed = first or modules[index] is not self._used[index] or any(source in fresh for source in self._graph.sources[index])
-            if changed:
-                fresh.add(index)
-                written = call_step(step, modules[index], tuple(values[name] for name in step.reads))
-                if first:
-                    self._written.append(written)
-                else:
-                    self._written[index] = written
-            values.update(zip(step.writes, self._written[index], strict=True))
-        self._used = list(modules)
-        return values[self._graph.output]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return sum(v.nbytes for written in self._written for v in written if isinstance(v, Tensor))
-
-
-class _WholePass:
-    """Whole forward passes of a model whose data flow nobody knows; keeps nothing."""
-
-    nbytes = 0
-
-    def __init__(self, graph: CutModel, inputs: Mapping[str, Tensor]) -> None:
-        self._graph = graph
-        self._inputs = inputs
-
-    def run(self, modules: Sequence[nn.Module]) -> Any:
-        """The model's output with the given module at each step."""
-        return self._graph.run(self._inputs, {step.name: module for step, module in zip(self._graph.steps, modules, strict=True)})
-
-
-def _trace(graph: StageGraph, inputs: Mapping[str, Tensor]) -> "_Trace | _WholePass":
-    return _WholePass(graph, inputs) if isinstance(graph, CutModel) else _Trace(graph, inputs)
+    def resident_bytes(self, device: torch.device | None) -> float:
+        """Bytes of blocks that may stay on the device."""
+        if self.resident_mb is not None:
+            return float(self.resident_mb << 20)
+        return torch.cuda.mem_get_info(device)[0] / 2 if device is not None and device.type == "cuda" else float("inf")
 
 
 class DivergenceEvaluator:
@@ -143,7 +113,7 @@ class DivergenceEvaluator:
         stages: names of the searchable steps, in the order of a candidate's entries.
         blocks: for each stage, the module of each choice; entry 0 is the teacher's.
         keys: for each stage, the content key of each choice.
-        samples: what to run on, on the device to run on.
+        samples: what to run on; chunks of samples that are not where the graph is are copied there as they are needed.
         identity: what else the values depend on (teacher), for the cache.
         divergence: per-sample distance between outputs.
         cache: values known from earlier runs; None measures everything.
@@ -164,20 +134,20 @@ class DivergenceEvaluator:
     ) -> None:
         self.samples = samples
         self._graph, self._blocks, self._keys = graph, blocks, keys
+        self._device = graph.device or samples.device
         self._position = [next(i for i, step in enumerate(graph.steps) if step.name == name) for name in stages]
         self._divergence, self._cache, self._settings = divergence, cache, settings or Settings()
         self._n_arguments = divergence_arguments(divergence, samples)
         name = code_identity(divergence)
-        dtype = str(next(iter(samples.inputs.values())).device.type)
-        self._identity = [identity, samples.fingerprint, name, dtype, self._settings.chunk, _VERSION, torch.__version__]
+        self._identity = [identity, samples.fingerprint, name, self._device.type, self._settings.chunk, _VERSION, torch.__version__]
         if not self._settings.numerics.plain:
             self._identity.append(str(self._settings.numerics))
-        self._device = dtype
-        self._called: dict[int, nn.Module] = {}  # what is called in place of a module, by its id
+        self._resident = ResidentModules(self._device, self._settings.numerics.module, self._settings.resident_bytes(self._device))
         self._parts = 1  # micro-batches of a chunk
+        self._near: tuple[int, Samples] | None = None
         self._chunks = list(samples.chunks(self._settings.chunk))
         self._groups = samples.groups.numpy()
-        self._traces: dict[int, _Trace | _WholePass] = {}
+        self._traces: dict[int, Trace | WholePass] = {}
         self._teacher: dict[int, Tensor] = {}
         self._whole: dict[Candidate, Floats] = {}  # values on all samples
 
@@ -196,18 +166,13 @@ class DivergenceEvaluator:
         modules = [step.module for step in self._graph.steps]
         for position, blocks, k in zip(self._position, self._blocks, candidate, strict=True):
             modules[position] = blocks[k]
-        return modules if self._settings.numerics.plain else [self._as_called(module) for module in modules]
-
-    def _as_called(self, module: nn.Module) -> nn.Module:
-        if id(module) not in self._called:
-            self._called[id(module)] = self._settings.numerics.module(module)
-        return self._called[id(module)]
+        return modules
 
     def numeric_error(self) -> float:
         """Mean squared error of the teacher's output under these numerics against fp32, as a share of its variance, on the first chunk."""
-        teacher, inputs = (0,) * len(self._blocks), self._chunks[0].inputs
-        with torch.no_grad():
-            exact: Tensor = self._graph.run(inputs)
+        teacher = (0,) * len(self._blocks)
+        with torch.no_grad(), FP32.context(self._device):
+            exact: Tensor = self._graph.run(self._chunk(0).inputs)
         return float((self._run(0, teacher).float() - exact).square().mean() / exact.float().var())
 
     def outputs(self, candidate: Candidate) -> Tensor:
@@ -242,15 +207,22 @@ class DivergenceEvaluator:
         used = [self._decided(v, eps, references) for v in values]
         failed: dict[int, str] = {}
         order = sorted(range(len(candidates)), key=lambda i: candidates[i])
+        coming: list[tuple[int, Tensor]] = []  # what the device computes meanwhile
+        ahead = list(known)  # samples of each, those to come included
         for number in range(len(self._chunks)):
             for i in order:
-                if used[i] is not None or len(values[i]) != number * self._settings.chunk:
+                if used[i] is not None or ahead[i] != number * self._settings.chunk:
                     continue
                 try:
-                    values[i] = np.concatenate([values[i], self._measure_chunk(number, candidates[i])])
-                    used[i] = self._verdict(values[i], eps, references)
+                    coming.append((i, self._measure_chunk(number, candidates[i])))
+                    ahead[i] += len(coming[-1][1])
                 except MemoryError as error:
-                    failed[i], used[i] = str(error), len(values[i])
+                    failed[i], used[i] = str(error), ahead[i]
+            if eps or number == len(self._chunks) - 1:  # only a verdict waits for the device
+                for i, some in _fetched(coming):
+                    values[i] = np.concatenate([values[i], some])
+                    used[i] = used[i] if used[i] is not None else self._verdict(values[i], eps, references)
+                coming = []
         for candidate, value, had in zip(candidates, values, known, strict=True):
             if len(value) > had and np.isfinite(value).all():
                 self._keep(candidate, value)
@@ -311,13 +283,19 @@ class DivergenceEvaluator:
         mean, noise = estimated_mean(values, self._groups, references)
         return len(values) if all(abs(mean - e) > _RACING_Z * noise for e in eps) else None
 
-    def _measure_chunk(self, number: int, candidate: Candidate) -> Floats:
+    def _measure_chunk(self, number: int, candidate: Candidate) -> Tensor:
+        """The divergence of each sample of a chunk, on the device, which nobody waits for."""
         if number not in self._teacher:
             self._teacher[number] = self._run(number, (0,) * len(candidate))
         output = self._run(number, candidate)
-        outputs: tuple[Any, ...] = (self._teacher[number], output, self._chunks[number].target)
-        values = per_sample(self._divergence, outputs[: self._n_arguments])
-        return values.double().cpu().numpy()
+        outputs: tuple[Any, ...] = (self._teacher[number], output, self._chunk(number).target)
+        return per_sample(self._divergence, outputs[: self._n_arguments]).double()
+
+    def _chunk(self, number: int) -> Samples:
+        """A chunk where it is computed with; the last one is kept."""
+        if self._near is None or self._near[0] != number:
+            self._near = number, self._chunks[number].to(self._device)
+        return self._near[1]
 
     def _run(self, number: int, candidate: Candidate) -> Tensor:
         """The candidate's output on a chunk; micro-batches of half the size from the first time that memory does not suffice.
@@ -332,7 +310,8 @@ class DivergenceEvaluator:
                 raise
             reason = str(error).splitlines()[0]
         self._traces.clear()
-        if self._device == "cuda":
+        self._resident.clear()
+        if self._device.type == "cuda":
             torch.cuda.empty_cache()
         size = self._settings.chunk // 2
         if self._parts == 1 and size:
@@ -341,14 +320,15 @@ class DivergenceEvaluator:
         raise MemoryError(f"out of memory with {size or 1} samples at a time ({reason}); give a smaller chunk")
 
     def _passed(self, number: int, candidate: Candidate) -> Tensor:
-        modules, numerics = self.modules(candidate), self._settings.numerics
+        chosen, numerics, chunk = self.modules(candidate), self._settings.numerics, self._chunk(number)
         with torch.no_grad(), numerics.context(self._device):
+            called = self._resident.fetch(chosen)
             if self._parts > 1:
-                halves = self._chunks[number].chunks(max(1, self._settings.chunk // self._parts))
-                return torch.cat([_trace(self._graph, half.inputs).run(modules) for half in halves])
-            trace = self._traces.pop(number, None) or _trace(self._graph, self._chunks[number].inputs)
-            output: Tensor = trace.run(modules)
-        self._traces[number] = trace  # most recently used last
+                halves = chunk.chunks(max(1, self._settings.chunk // self._parts))
+                return torch.cat([trace(self._graph, half.inputs).run(chosen, called) for half in halves])
+            run = self._traces.pop(number, None) or trace(self._graph, chunk.inputs)
+            output: Tensor = run.run(chosen, called)
+        self._traces[number] = run  # most recently used last
         while len(self._traces) > 1 and sum(t.nbytes for t in self._traces.values()) > self._settings.reuse_mb << 20:
             del self._traces[next(iter(self._traces))]
         return output

@@ -77,7 +77,7 @@ def per_sample(divergence: Divergence, outputs: tuple[Any, ...]) -> Tensor:
 
 def check_at_teacher(divergence: Divergence, graph: StageGraph, samples: Samples) -> None:
     """Raises unless the divergence of the teacher from itself is finite and zero, but for rounding; a few samples are run."""
-    few = samples.rows(slice(0, _PROBED))
+    few = samples.rows(slice(0, _PROBED)).to(graph.device or samples.device)
     with torch.no_grad():
         output = graph.run(few.inputs)
     if not torch.isfinite(output).all():

@@ -1,18 +1,23 @@
 """How candidates are computed: number format, memory layout, compilation. fp32 as the modules are is the rule the others are compared with."""
 
-import contextlib
 import copy
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from nas.devices import repeatable
 from nas.errors import InputError, did_you_mean
 
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+FORMATS = ("fp32", "tf32", *HALF)
 
 WORDS = (*FORMATS, "channels_last", "compile")
+
+_FORMS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,7 @@ class Numerics:
     """Options of a forward pass.
 
     Attributes:
-        format: "fp32", or "bf16" / "fp16" under autocast.
+        format: "fp32" to the last bit also where CUDA would round products; "tf32" lets it; "bf16" / "fp16" under autocast.
         channels_last: convolution weights in that layout, on copies of the modules, which take as much memory again.
         compiled: modules through `torch.compile`.
     """
@@ -57,13 +62,26 @@ class Numerics:
         """The module to call in place of one as it is; the one given is never changed."""
         if self.channels_last:
             module = copy.deepcopy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return torch.compile(module) if self.compiled else module  # type: ignore[return-value]
+        return _compiled(module) if self.compiled else module
 
-    def context(self, device: str) -> AbstractContextManager[object]:
+    @contextmanager
+    def context(self, device: torch.device | str) -> Iterator[None]:
         """Where forward passes run."""
-        if self.format == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(device, dtype=FORMATS[self.format])
+        with repeatable(device, tf32=self.format == "tf32"):
+            if self.format not in HALF:
+                yield
+                return
+            with torch.autocast(torch.device(device).type, dtype=HALF[self.format]):
+                yield
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    """The module compiled for each shape it meets. Blocks of one class share its code, of which dynamo compiles 8 forms and runs the others as they are."""
+    from torch import _dynamo
+
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, _FORMS)
+    _dynamo.config.accumulated_recompile_limit = max(_dynamo.config.accumulated_recompile_limit, _FORMS)
+    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
 FP32 = Numerics()

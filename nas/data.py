@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nas.devices import moved
 from nas.errors import InputError
 
 Inputs = Mapping[str, Tensor]
@@ -37,6 +38,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.groups)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(iter(self.inputs.values())).device
+
     def rows(self, index: slice | Tensor) -> "Samples":
         """The chosen samples."""
         target = None if self.target is None else self.target[index]
@@ -49,8 +55,8 @@ class Samples:
 
     def to(self, device: torch.device | str) -> "Samples":
         """The same samples on another device."""
-        target = None if self.target is None else self.target.to(device)
-        return Samples({name: value.to(device) for name, value in self.inputs.items()}, self.groups, target)
+        target = None if self.target is None else moved(self.target, device)
+        return Samples({name: moved(value, device) for name, value in self.inputs.items()}, self.groups, target)
 
     @classmethod
     def join(cls, batches: Iterable[Inputs], groups: Iterable[int] | None = None) -> "Samples":

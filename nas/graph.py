@@ -80,6 +80,11 @@ class StageGraph:
             self.run(inputs, observe=lambda step, arguments, written: found.update({step.name: (arguments, written)}))
         return found
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the modules are; None if none of them has a weight."""
+        return next((tensor.device for step in self.steps for tensor in (*step.module.parameters(), *step.module.buffers())), None)
+
     @cached_property
     def sources(self) -> tuple[tuple[int, ...], ...]:
         """For each step, the index of the step that wrote each value it reads; -1 for an input of the graph."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from nas.blocks.calibration import relative_errors
 from nas.blocks.features import StageFeatures, collect_features, feature_bytes
+from nas.blocks.fit import relative_errors
 from nas.evaluators.memory import peak_activation_mb, weight_mb
 from nas.progress import Quiet
 from nas.protocols import Forecast
@@ -26,7 +26,7 @@ def forecast(network: "NetworkSpace") -> Forecast:
     built = network.uncalibrated()
     chunk = min(network.evaluation.chunk, len(network.data.measure))
     fit, measure = network.data.fit, network.data.measure
-    forward = _seconds(lambda n: network.graph.run(measure.rows(slice(0, n)).inputs), chunk)
+    forward = _seconds(lambda n: network.graph.run(measure.rows(slice(0, n)).to(network.device).inputs), chunk)
     calibrate = sum(_stage_seconds(network, stage, [c for s, c in missing if s.name == stage.name], built) for stage in network.stages)
     features = sum(feature_bytes(network.graph, list(dict.fromkeys(s.name for s, _ in missing)), fit).values()) / 1e6 if missing else 0.0
     teacher = sum(weight_mb(step.module) for step in network.graph.steps)

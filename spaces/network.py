@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from nas.amounts import SQUARED
@@ -180,13 +181,18 @@ class NetworkSpace:
     def latency_path(self) -> Path:
         """Where the latency table of this teacher and library is kept, one for each kind of device."""
         name = block_key(teacher=self.teacher_key, library=self.fingerprint()["library"])[:16]
-        return self.root / f"latency-{name}-{next(iter(self.data.fit.inputs.values())).device.type}.json"
+        return self.root / f"latency-{name}-{self.device.type}.json"
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
         """Graph inputs of so many samples."""
         if not 1 <= batch <= len(self.data.fit):
             raise InputError(f"batch must lie between 1 and {len(self.data.fit)}, the samples there are to fit on, got {batch}")
-        return {name: value[:batch] for name, value in self.data.fit.inputs.items()}
+        return {name: value[:batch].to(self.device) for name, value in self.data.fit.inputs.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is; samples that are elsewhere are copied there as they are needed."""
+        return self.graph.device or self.data.fit.device
 
     def missing_blocks(self) -> list[tuple[str, str]]:
         """(stage, choice) of the blocks that the store lacks; stage by stage, so that features are collected once."""
@@ -220,12 +226,13 @@ class NetworkSpace:
         check_at_teacher(self.divergence, self.graph, self.data.measure)
         calibrator = self.calibrator()
         check_recipes(self.graph, calibrator.missing(self.stages), self.example)
-        assembly = Assembly(self, calibrator.run(self.stages, progress, left_out))
+        resting = torch.device("cpu") if self.device.type == "cuda" else None  # the evaluators take them to the device, as many as fit
+        assembly = Assembly(self, replace(calibrator, rest=resting).run(self.stages, progress, left_out))
         evaluator = assembly.evaluator(self.data.measure)
         whole = assembly.stages == self.stages  # counts do not depend on what the weights are
         return Task(
             SearchSpace(self.name, assembly.stages, index_rules(self.rules, assembly.stages)),
-            self.counted if whole else self._count(assembly.stages, assembly.modules),
+            self.counted if whole else self._count(assembly.stages, {name: block for name, block in self.uncalibrated().items() if name in assembly.modules}),
             evaluator,
             calibration_errors(assembly.stages, assembly.blocks),
             scale=evaluator.teacher_variance if self.divergence is mean_squared_error else None,

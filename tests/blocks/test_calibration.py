@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from nas.blocks import calibration as module
-from nas.blocks.calibration import CalibrationSettings, Calibrator, calibrate_block, calibration_errors, relative_errors
+from nas.blocks.calibration import CalibrationSettings, Calibrator, calibrate_block, calibration_errors
 from nas.blocks.features import collect_features, split_features
+from nas.blocks.fit import relative_errors
 from nas.blocks.store import BlockStore
 from nas.data import Splits
 from nas.graph import StageGraph

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from nas.blocks import cascade as module
-from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, Diverged, relative_errors
+from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, Diverged
 from nas.blocks.cascade import Cascade
 from nas.blocks.features import collect_features, split_features
+from nas.blocks.fit import relative_errors
 from nas.blocks.store import BlockStore
 from nas.data import Splits
 from nas.graph import StageGraph, call_step

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas.blocks.calibration import CalibrationSettings, calibrate_block, relative_errors
+from nas.blocks.calibration import CalibrationSettings, calibrate_block
 from nas.blocks.features import StageFeatures, split_features
+from nas.blocks.fit import relative_errors
 from nas.blocks.ridge import _ends, solve_ends
 from nas.graph import Step
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,45 +106,6 @@ def test_other_runtime_errors_are_bugs_and_stay_so() -> None:
     broken._blocks = [[nn.Linear(3, 3)] * 3, *broken._blocks[1:]]
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         broken.measure([(1, 1, 1)])
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_the_gpu_measures_what_the_cpu_does() -> None:
-    candidates = [(0, 0, 1), (1, 2, 1), (2, 2, 2)]
-    here, there = evaluator(Settings(16)).measure(candidates), evaluator(Settings(16), device="cuda").measure(candidates)
-    assert [m.divergence for m in there] == pytest.approx([m.divergence for m in here], rel=1e-3)
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_reuse_on_the_gpu_equals_fresh_passes_bit_for_bit() -> None:
-    candidates = [(0, 1, 2), (0, 1, 1), (2, 1, 1)]
-    together = evaluator(Settings(16), device="cuda").measure(candidates)
-    alone = [evaluator(Settings(16), device="cuda").measure([c])[0] for c in candidates]
-    assert [m.divergence for m in together] == [m.divergence for m in alone]
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_half_formats_on_the_gpu_are_near_fp32() -> None:
-    for words in ("bf16", "fp16,channels_last"):
-        assert 0 < evaluator(Settings(16, numerics=Numerics.parse(words)), device="cuda").numeric_error() < 1e-3
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_a_full_gpu_halves_micro_batches() -> None:
-    greedy = evaluator(Settings(64), device="cuda")
-    torch.cuda.set_per_process_memory_fraction(1e-6)
-    try:
-        (measured,) = greedy.measure([(1, 1, 1)])
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert measured.divergence is None or np.isfinite(measured.divergence)
 
 
 def test_features_in_files_are_computed_with_where_the_teacher_is(graph: StageGraph, splits: Splits, tmp_path: Path) -> None:
