@@ -90,40 +90,51 @@ def _write_encoder(model: AutoencoderKL, codec: LinearCodec) -> None:
 
 
 def train_decoder(
-    model: AutoencoderKL, codec: LinearCodec, sources: list[list[np.ndarray]], path: Path, *, steps: int, batch: int = 16, rate: float = 2e-3, seed: int = 0
+    model: AutoencoderKL,
+    codec: LinearCodec,
+    sources: list[list[np.ndarray]],
+    path: Path,
+    *,
+    steps: int,
+    batch: int = 16,
+    rate: float = 2e-3,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> None:
-    """Fits the decoder by squared error to crops of pictures, each source as often, resumably from `path`."""
-    decoder = model.decoder
+    """Fits the decoder by squared error to crops of pictures, each source as often, resumably from `path`; leaves the model on the CPU."""
+    decoder = model.decoder.to(device)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = {k: v.clone() for k, v in decoder.state_dict().items()}
-    step, saved, mean = 0, time.monotonic(), 0.1
+    step, saved, mean = 0, time.monotonic(), torch.tensor(0.1, device=device)
     if path.exists():
         state = load_checkpoint(path)
         decoder.load_state_dict(state["decoder"])
         optimizer.load_state_dict(state["optimizer"])
-        average, step = state["average"], state["step"]
+        average, step = {k: v.to(device) for k, v in state["average"].items()}, state["step"]
     while step < steps:
         rng = np.random.default_rng((seed, step))
         large = step % 4 == 3
         images = _crops(sources, rng, *((batch // 4, 64) if large else (batch, 32)))
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100, max(0.02, (steps - step) / (0.4 * steps)))
-        loss = (decoder(codec.encode(images)) - images).square().mean()
+        latents, images = codec.encode(images).to(device), images.to(device)
+        loss = (decoder(latents) - images).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         step += 1
-        mean += 0.02 * (float(loss.detach()) - mean)
+        mean.lerp_(loss.detach(), 0.02)
         decay = min(0.998, (1 + step) / (20 + step))
         for key, value in decoder.state_dict().items():
             average[key].lerp_(value, 1 - decay)
         if step % 200 == 0:
-            print(f"decoder step {step} PSNR {10 * np.log10(4 / mean):.2f} dB", flush=True)
+            print(f"decoder step {step} PSNR {10 * np.log10(4 / float(mean)):.2f} dB", flush=True)
         if step == steps or time.monotonic() - saved > 120:
             save_checkpoint(path, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step})
             saved = time.monotonic()
     decoder.load_state_dict(average)
+    model.cpu()
 
 
 @torch.no_grad()

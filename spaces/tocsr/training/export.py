@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nas.spaces.tocsr.training.codec import LinearCodec
 from nas.spaces.tocsr.training.pictures import Emoji
-from nas.spaces.tocsr.training.unet import choose_emoji, draw_batch
+from nas.spaces.tocsr.training.pools import choose_emoji, draw_batch
 
 SPLITS = {"fit": 384, "measure": 128, "verify": 128}  # in the order of the split's number
 PACKAGE, LICENCE = "fonts-noto-color-emoji", "OFL-1.1"

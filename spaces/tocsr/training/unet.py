@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
@@ -23,8 +22,10 @@ from torch import Tensor, nn
 
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.spaces.tocsr.training.codec import CHANNELS, PATCH, LinearCodec
+from nas.spaces.tocsr.training.graphed import Graphed
 from nas.spaces.tocsr.training.pictures import Emoji
-from nas.spaces.tocsr.training.posters import SIZE, draw_poster, tokens_of
+from nas.spaces.tocsr.training.pools import Pools
+from nas.spaces.tocsr.training.posters import SIZE
 
 POOL = 6400  # posters drawn at a time
 QUARTERS = 4
@@ -50,6 +51,8 @@ class UNetSettings:
     noisy: float = 0.2  # chance that t is drawn from the noisiest fifth, falling to 0 over `early`
     early: int = 500
     decay: float = 0.4  # share of the steps over which the rate falls at the end
+    average: float = 0.999  # decay of the averaged weights
+    pools: int = 0  # pools of posters that are drawn and gone through again and again; 0: endless fresh ones
     seed: int = 0
 
 
@@ -98,25 +101,6 @@ def make_scheduler() -> DDPMScheduler:
     return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False)
 
 
-def draw_batch(emoji: list[Emoji], chosen: np.ndarray, codec: LinearCodec, ids: dict[str, int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Latents `(n, 16, 8, 8)` and tokens `(n, 16)` of one poster of each chosen emoji."""
-    posters = [draw_poster(emoji, int(i), rng) for i in chosen]
-    tokens = torch.from_numpy(np.stack([tokens_of(p.words, ids) for p in posters]))
-    images = torch.from_numpy(np.stack([p.pixels for p in posters])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return torch.cat([codec.encode(part) for part in torch.split(images, 256)]), tokens
-
-
-def choose_emoji(emoji: list[Emoji], splits: dict[int, int], split: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices `(n,)`: families of a split uniformly (each once before any twice), then a member of each uniformly."""
-    members: dict[int, list[int]] = {}
-    for i, e in enumerate(emoji):
-        if splits[e.family] == split:
-            members.setdefault(e.family, []).append(i)
-    families = list(members)
-    rounds = [rng.permutation(len(families)) for _ in range(-(-n // len(families)))]
-    return np.asarray([rng.choice(members[families[k]]) for k in np.concatenate(rounds)[:n]])
-
-
 def v_error(unet: Callable[..., tuple[Tensor, ...]], text: Tensor, x0: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
     """Squared error of v, `(B, 16, h, w)`."""
     a = abar[t].view(-1, 1, 1, 1)
@@ -128,13 +112,13 @@ def v_error(unet: Callable[..., tuple[Tensor, ...]], text: Tensor, x0: Tensor, t
 @torch.no_grad()
 def evaluate(unet: Callable[..., tuple[Tensor, ...]], embedding: Tensor, latents: Tensor, tokens: Tensor, abar: Tensor) -> dict[str, list[float]]:
     """Mean eps error by quarter of t, and the Wiener denoiser's, at 8 fixed timesteps a sample."""
-    generator = torch.Generator().manual_seed(1234)
-    n, repeats = len(latents), 8
-    t = torch.cat([torch.randint(k * 125, (k + 1) * 125, (n,), generator=generator) for k in range(repeats)])
+    generator, device = torch.Generator().manual_seed(1234), embedding.device
+    latents, tokens, n, repeats = latents.to(device), tokens.to(device), len(latents), 8
+    t = torch.cat([torch.randint(k * 125, (k + 1) * 125, (n,), generator=generator) for k in range(repeats)]).to(device)
     found = []
     for part in torch.split(torch.arange(n * repeats), 64):
         x0, words = latents[part % n], embedding[tokens[part % n]]
-        noise = torch.randn(x0.shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator).to(device)
         error = v_error(unet, words, x0, t[part], noise, abar).mean((1, 2, 3)) * abar[t[part]]
         wiener = v_error(_zero, words, x0, t[part], noise, abar).mean((1, 2, 3)) * abar[t[part]]
         found.append(torch.stack([error, wiener]))
@@ -150,25 +134,32 @@ def _zero(sample: Tensor, t: Tensor, text: Tensor, return_dict: bool = False) ->
 class Trainer:
     """Everything a leg needs to go on exactly: network, text table, optimizer, averages, step."""
 
-    def __init__(self, settings: UNetSettings, emoji: list[Emoji], splits: dict[int, int], codec: LinearCodec, ids: dict[str, int]) -> None:
-        self.settings, self.emoji, self.splits, self.codec, self.ids = settings, emoji, splits, codec, ids
-        self.unet = make_unet(settings)
-        self.text = nn.Embedding(len(ids), settings.text_width, padding_idx=0)
-        self.abar: Tensor = make_scheduler().alphas_cumprod
-        nn.init.normal_(self.text.weight, std=TEXT_SCALE)
+    def __init__(
+        self, settings: UNetSettings, emoji: list[Emoji], splits: dict[int, int], codec: LinearCodec, ids: dict[str, int], device: str = "cpu"
+    ) -> None:
+        self.settings = settings
+        self.pools = Pools(emoji, splits, codec, ids, size=POOL, count=settings.pools, seed=settings.seed)
+        self.device = torch.device(device)
+        self.unet = make_unet(settings).to(self.device)
+        text = nn.Embedding(len(ids), settings.text_width, padding_idx=0)
+        nn.init.normal_(text.weight, std=TEXT_SCALE)
         with torch.no_grad():
-            self.text.weight[0] = 0
+            text.weight[0] = 0
+        self.text = text.to(self.device)
+        self.abar: Tensor = make_scheduler().alphas_cumprod.to(self.device)
         self.parameters = [*self.unet.parameters(), *self.text.parameters()]
         self.optimizer = torch.optim.AdamW(
             [{"params": list(self.unet.parameters()), "share": 1.0}, {"params": [self.text.weight], "share": TEXT_RATE}],
             lr=settings.rate,
             betas=(0.9, 0.99),
             weight_decay=1e-4,
+            fused=self.device.type == "cuda",
         )
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
         self._scales = ScalePenalty(self.unet)
         self._kept: dict[int, Tensor] = {}
+        self._differentiate = Graphed(self._gradients)
         for level in (1, 2, 3):
             self.unet.up_blocks[level].register_forward_pre_hook(partial(self._drop_skips, level), with_kwargs=True)
 
@@ -177,11 +168,6 @@ class Trainer:
         if level in self._kept:
             kwargs["res_hidden_states_tuple"] = tuple(s * self._kept[level] for s in kwargs["res_hidden_states_tuple"])
         return args, kwargs
-
-    def pool(self, number: int) -> tuple[Tensor, Tensor]:
-        """Pool `number` of posters, a function of the seed."""
-        rng = np.random.default_rng((self.settings.seed, number))
-        return draw_batch(self.emoji, choose_emoji(self.emoji, self.splits, 0, POOL, rng), self.codec, self.ids, rng)
 
     def rate(self) -> float:
         """Warm-up, flat, and a linear descent over the last `decay` of the steps."""
@@ -194,32 +180,37 @@ class Trainer:
         opened = min(1.0, max(0.0, (self.step - s.early / 4) / (0.75 * s.early)))
         return 1 + (s.skip_drop - 1) * opened
 
-    def train_step(self, x0: Tensor, tokens: Tensor) -> float:
-        """One optimizer step; random numbers are a function of seed and step."""
-        s = self.settings
-        generator = torch.Generator().manual_seed(s.seed * 1_000_003 + self.step)
+    def train_step(self, x0: Tensor, tokens: Tensor) -> Tensor:
+        """One optimizer step; random numbers are a function of seed, step and kind of device. Returns the v loss, a scalar on the device."""
+        s, n = self.settings, len(x0)
+        generator = torch.Generator(self.device).manual_seed(s.seed * 1_000_003 + self.step)
+        draw = partial(torch.rand, generator=generator, device=self.device)
         early = max(0.0, 1 - self.step / s.early)
-        t = torch.randint(0, 1000, (len(x0),), generator=generator)
-        t = torch.where(torch.rand(len(x0), generator=generator) < s.noisy * early, 800 + t // 5, t)
-        noise = torch.randn(x0.shape, generator=generator)
-        keep = torch.rand(len(x0), 1, generator=generator) >= TEXT_DROP
-        lot = torch.rand(len(x0), 1, 1, 1, generator=generator)
-        chance = self.drop_chance()
-        self._kept = {level: (lot >= chance * (0.5 if level == 1 else 1.0)).float() for level in (1, 2, 3)} if chance > 0 else {}
-        self._scales.total = 0.0
-        loss = v_error(self.unet, self.text(tokens * keep), x0, t, noise, self.abar).mean()
-        self._kept = {}
+        t = torch.randint(0, 1000, (n,), generator=generator, device=self.device)
+        t = torch.where(draw(n) < s.noisy * early, 800 + t // 5, t)
+        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        words = draw(n, 1) >= TEXT_DROP
+        lot, chance = draw(n, 1, 1, 1), self.drop_chance()
+        loss = self._differentiate(x0, tokens * words, t, noise, (lot >= chance / 2).float(), (lot >= chance).float())
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate() * group["share"]
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss + SCALE_WEIGHT * self._scales.total).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(0.999, (1 + self.step) / (20 + self.step))
+        decay = min(s.average, (1 + self.step) / (20 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-        return float(loss.detach())
+        return loss
+
+    def _gradients(self, x0: Tensor, tokens: Tensor, t: Tensor, noise: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
+        """Leaves the loss' gradients in the parameters; `outer` and `inner` `(B, 1, 1, 1)` keep (1) or drop (0) skips of up1 and of up2, up3."""
+        self._kept = {1: outer, 2: inner, 3: inner}
+        self._scales.total = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = v_error(self.unet, self.text(tokens), x0, t, noise, self.abar).mean()
+        (loss + SCALE_WEIGHT * self._scales.total).backward()  # type: ignore[no-untyped-call]
+        self._kept = {}
+        return loss.detach()
 
     @torch.no_grad()
     def swap_average(self) -> None:
@@ -247,7 +238,7 @@ class Trainer:
         self.unet.load_state_dict(state["unet"])
         self.text.load_state_dict(state["text"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.step = state["average"], state["step"]
+        self.average, self.step = [a.to(self.device) for a in state["average"]], state["step"]
 
     def run(self, folder: Path, val: tuple[Tensor, Tensor], every: int = 500, save_s: float = 120.0) -> None:
         """Trains to `settings.steps`, saving every two minutes and logging the validation loss every `every` steps."""
@@ -256,18 +247,18 @@ class Trainer:
         if checkpoint.exists():
             self.load(checkpoint)
         per_pool = POOL // s.batch
-        number, saved, started, mean = -1, time.monotonic(), time.monotonic(), 0.0
+        number, saved, started, mean = -1, time.monotonic(), time.monotonic(), torch.zeros((), device=self.device)
         while self.step < s.steps:
             if self.step // per_pool != number:
                 number = self.step // per_pool
-                latents, tokens = self.pool(number)
+                latents, tokens = self.pools.on(self.device, number)
             at = self.step % per_pool * s.batch
-            mean += 0.02 * (self.train_step(latents[at : at + s.batch], tokens[at : at + s.batch]) - mean)
+            mean.lerp_(self.train_step(latents[at : at + s.batch], tokens[at : at + s.batch]), 0.02)
             if self.step % every == 0 or self.step == s.steps:
                 self.swap_average()
                 losses = evaluate(self.unet, self.text.weight.detach(), *val, self.abar)
                 self.swap_average()
-                row = [self.step, round(time.monotonic() - started), round(mean, 5), *(round(x, 5) for x in losses["eps_loss"] + losses["wiener"])]
+                row = [self.step, round(time.monotonic() - started), round(float(mean), 5), *(round(x, 5) for x in losses["eps_loss"] + losses["wiener"])]
                 with (folder / "curve.csv").open("a", newline="") as file:
                     csv.writer(file).writerow(row)
                 print(row, flush=True)

@@ -11,8 +11,9 @@ from nas.spaces.tocsr.training import unet as training
 from nas.spaces.tocsr.training.autoencoder import make_autoencoder, poster_pictures, to_images
 from nas.spaces.tocsr.training.codec import LinearCodec, fit_codec
 from nas.spaces.tocsr.training.pictures import CELL, Emoji, split_families
+from nas.spaces.tocsr.training.pools import Pools, choose_emoji, draw_batch
 from nas.spaces.tocsr.training.posters import SIZE, draw_poster, tokens_of, vocabulary
-from nas.spaces.tocsr.training.unet import ScalePenalty, Trainer, UNetSettings, choose_emoji, draw_batch, make_unet
+from nas.spaces.tocsr.training.unet import ScalePenalty, Trainer, UNetSettings, make_unet
 
 SMALL = UNetSettings(widths=(8, 8, 16, 16), heads=2, batch=8, steps=4, warmup=2, early=2)
 
@@ -74,7 +75,7 @@ def test_the_encoder_is_the_linear_codec(emoji: list[Emoji], codec: LinearCodec)
 
 def test_the_untrained_network_is_the_wiener_denoiser(emoji: list[Emoji], codec: LinearCodec) -> None:
     trainer = make_trainer(emoji, codec)
-    latents, tokens = draw_batch(emoji, np.arange(4), codec, trainer.ids, np.random.default_rng(0))
+    latents, tokens = draw_batch(emoji, np.arange(4), codec, vocabulary(emoji), np.random.default_rng(0))
     losses = training.evaluate(trainer.unet, trainer.text.weight.detach(), latents, tokens, trainer.abar)
     assert losses["eps_loss"] == pytest.approx(losses["wiener"], rel=1e-5)
 
@@ -111,12 +112,22 @@ def test_a_leg_that_was_cut_goes_on_exactly(emoji: list[Emoji], codec: LinearCod
     assert all(torch.equal(a, b) for a, b in zip(whole.average, again.average, strict=True))
 
 
-def stopping_after(n: int, step: Callable[..., float]) -> Callable[..., float]:
+def stopping_after(n: int, step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     calls = iter(range(n))
 
-    def limited(latents: torch.Tensor, tokens: torch.Tensor) -> float:
+    def limited(latents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return step(latents, tokens)
 
     return limited
+
+
+def test_pools_of_a_limited_number_come_again_and_are_the_same_from_several_processes(emoji: list[Emoji], codec: LinearCodec) -> None:
+    splits, ids, device = dict.fromkeys(range(12), 0), vocabulary(emoji), torch.device("cpu")
+    alone, ahead = (Pools(emoji, splits, codec, ids, size=6, count=2, seed=4) for _ in range(2))
+    ahead.draw_ahead(device, 2)
+    for number in range(4):
+        assert all(torch.equal(a, b) for a, b in zip(alone.on(device, number), ahead.on(device, number), strict=True))
+    assert alone.on(device, 3) is alone.on(device, 1)
+    assert not torch.equal(alone.on(device, 0)[0], alone.on(device, 1)[0])
