@@ -267,7 +267,7 @@ def rows_here(kinds: list[str], optimizers: list[str], kills: int) -> Iterator[d
 
 def rows_apart(kinds: list[str], optimizers: list[str], kills: int, processes: int) -> Iterator[dict[str, Any]]:
     """The same rows, each by a process of its own, so many at a time."""
-    each = [(kind, name) for kind in ("workers", "searches") if kind in kinds for name in optimizers]
+    each: list[tuple[str, str]] = [(kind, name) for kind in ("workers", "searches") if kind in kinds for name in optimizers]
     each += [("calibration", optimizers[0])] if "calibration" in kinds else []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
 
