@@ -1,23 +1,27 @@
 """Does a search, and a calibration, that is killed with SIGKILL 20 times end like one that was never disturbed?
 
-    python benchmarks/kills.py [--rows searches,workers,calibration] [--optimizers eps_gp,random] [--kills 20] --to benchmarks/results/kills-DATE.json
+    python benchmarks/kills.py [--rows searches,workers,calibration] [--optimizers eps_gp,random] [--kills 20] [--processes 12] --to FILE.json
 
 Every search runs in a process of its own, forked from this one after the imports, and is killed at a random moment: some while it starts, most
-between two results. One search has two worker processes of its own, which lose their driver. Counted are acknowledged results that the record
-does not hold afterwards, blocks calibrated twice, files under a final name that their manifest does not vouch for, and differences from the
-undisturbed run in the list of trials, the winners and the blocks' weights.
+between two results. A search that ends before its last kill is followed by another one. Each optimizer also searches with two worker processes,
+which lose their driver; they calibrate and measure a network. Counted are acknowledged results that the record does not hold afterwards, blocks
+calibrated twice, files under a final name that their manifest does not vouch for, and differences from the undisturbed run in the list of
+trials, the winners and the blocks' weights. With several `--processes`, as many rows are made at a time.
 """
 
 import argparse
 import json
 import os
+import platform
 import random
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,7 +43,7 @@ from nas.record import RunDirectory
 from nas.space import Choice, Stage
 from nas.spaces.network import NetworkSpace
 
-SPACE, EPS, TRIALS = "synthetic:3", (0.003, 0.005), 30
+SPACE, EPS, TRIALS = "synthetic:3", (0.003, 0.005), {1: 30, 2: 12}
 
 
 @dataclass(frozen=True)
@@ -100,24 +104,26 @@ def child(work: Callable[[Callable[[], None]], None]) -> Iterator[tuple[int, int
         os.close(reader)
 
 
-def undisturbed(work: Callable[[Callable[[], None]], None]) -> float:
-    """Lets the work finish; seconds it took."""
-    started = time.monotonic()
-    with child(work) as (pid, _):
+def undisturbed(work: Callable[[Callable[[], None]], None]) -> tuple[float, float]:
+    """Lets the work finish; seconds until its first result, and in all."""
+    started, first = time.monotonic(), 0.0
+    with child(work) as (pid, acknowledged):
+        while os.read(acknowledged, 1):
+            first = first or time.monotonic() - started
         _, status = os.waitpid(pid, 0)
     if status:
         sys.exit("the undisturbed run failed")
-    return time.monotonic() - started
+    return first, time.monotonic() - started
 
 
-def killed(work: Callable[[Callable[[], None]], None], chance: random.Random, pause_s: float, start_s: float = 0.0) -> int:
-    """Kills the work at a random moment, `start_s` later if before its first result; returns how many results it had acknowledged (-1: it was done before)."""
+def killed(work: Callable[[Callable[[], None]], None], chance: random.Random, start_s: float, pause_s: float) -> int:
+    """Kills the work within `start_s`, or within `pause_s` after its first result; returns how many it had acknowledged (-1: it was done before)."""
     with child(work) as (pid, acknowledged):
         wanted = chance.choice([0, 0, 1, 1])
         count = 0
         while count < wanted and os.read(acknowledged, 1):
             count += 1
-        time.sleep(chance.uniform(0, pause_s if wanted else pause_s + start_s))
+        time.sleep(chance.uniform(0, pause_s if wanted else start_s))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         while os.read(acknowledged, 1):
@@ -140,30 +146,34 @@ def run_search(folder: Path, optimizer: str, space: str = SPACE, workers: int = 
                     acknowledge()
             known = n
 
-        search(space, EPS, workdir=folder, name="run", optimizer=optimizer, trials=TRIALS, workers=workers, on_trial=on_trial)
+        search(space, EPS, workdir=folder, name="run", optimizer=optimizer, trials=TRIALS[workers], workers=workers, on_trial=on_trial)
 
     return work
 
 
 def search_row(optimizer: str, kills: int, folder: Path, space: str = SPACE, workers: int = 1) -> dict[str, Any]:
     """What killing one optimizer's search does."""
-    work, whole = run_search(folder / "killed", optimizer, space, workers), run_search(folder / "whole", optimizer, space, workers)
-    seconds = undisturbed(whole)
-    chance, lost, done, hits = random.Random(optimizer), 0, 0, 0
+    first, seconds = undisturbed(run_search(folder / "whole", optimizer, space, workers))
+    trials = len(contents(folder / "whole")[0])
+    chance, lost, hits, searches, same = random.Random(optimizer), 0, 0, 0, True
     while hits < kills:
-        before = recorded(folder / "killed")
-        count = killed(work, chance, 1.5 * seconds / TRIALS / workers**2, start_s=seconds / 2 if workers > 1 else 0.0)
-        if count < 0:
-            done += 1
-            if done > 3:
+        searches += 1
+        place = folder / f"killed{searches}"
+        work = run_search(place, optimizer, space, workers)
+        while hits < kills:
+            before = recorded(place)
+            count = killed(work, chance, first, 1.5 * (seconds - first) / trials)
+            if count < 0:
                 break
-            continue
-        hits += 1
-        lost += max(0, before + count - recorded(folder / "killed"))
-    undisturbed(work)
-    same = contents(folder / "killed") == contents(folder / "whole")
+            hits += 1
+            lost += max(0, before + count - recorded(place))
+        undisturbed(work)
+        same = same and contents(place) == contents(folder / "whole")
     what = f"search, {optimizer}" + (f", {workers} workers" if workers > 1 else "")
-    return {"what": what, "kills": hits, "acknowledged_lost": lost, "identical_end": same, "seconds_undisturbed": round(seconds, 2)}
+    return {
+        "what": what, "kills": hits, "searches": searches, "trials": trials, "acknowledged_lost": lost, "identical_end": same,
+        "seconds_undisturbed": round(seconds, 2),
+    }  # fmt: skip
 
 
 def recorded(folder: Path) -> int:
@@ -204,13 +214,13 @@ def run_calibration(home: Path) -> Callable[[Callable[[], None]], None]:
 
 def calibration_row(kills: int, folder: Path) -> dict[str, Any]:
     """What killing a calibration does."""
-    seconds = undisturbed(run_calibration(folder / "whole"))
+    first, seconds = undisturbed(run_calibration(folder / "whole"))
     chance, lost, partial, hits = random.Random("calibration"), 0, 0, 0
     for _ in range(4 * kills):
         if hits == kills:
             break
         before = len(blocks(folder / "killed"))
-        count = killed(run_calibration(folder / "killed"), chance, 1.5 * seconds / 25)
+        count = killed(run_calibration(folder / "killed"), chance, first, 0.75 * (seconds - first) / 25)
         if count < 0:
             break
         hits += 1
@@ -241,32 +251,57 @@ def damaged(home: Path) -> int:
     return found
 
 
+def rows_here(kinds: list[str], optimizers: list[str], kills: int) -> Iterator[dict[str, Any]]:
+    """The rows asked for, one after the other."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for optimizer in optimizers:
+            place = folder / optimizer.replace(":", "-")
+            if "searches" in kinds:
+                yield search_row(optimizer, kills, place)
+            if "workers" in kinds:
+                yield search_row(optimizer, kills, place / "workers", f"{Path(__file__).resolve()}:make_space", 2)
+        if "calibration" in kinds:
+            yield calibration_row(kills, folder / "calibration")
+
+
+def rows_apart(kinds: list[str], optimizers: list[str], kills: int, processes: int) -> Iterator[dict[str, Any]]:
+    """The same rows, each by a process of its own, so many at a time."""
+    each: list[tuple[str, str]] = [(kind, name) for kind in ("workers", "searches") if kind in kinds for name in optimizers]
+    each += [("calibration", optimizers[0])] if "calibration" in kinds else []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
+
+        def made(number: int) -> dict[str, Any]:
+            kind, name = each[number]
+            path = Path(folder) / f"{number}.json"
+            command = [sys.executable, __file__, "--rows", kind, "--optimizers", name, "--kills", str(kills), "--to", str(path)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            row: dict[str, Any] = json.loads(path.read_text())["rows"][0]
+            return row
+
+        yield from pool.map(made, range(len(each)))
+
+
 def main() -> None:
     """Prints a row a search and one for the calibration, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="searches,workers,calibration")
     parser.add_argument("--optimizers", default=",".join(name for name in OPTIMIZERS.names() if name != "optuna"))
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--to", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    kinds, optimizers = asked.rows.split(","), asked.optimizers.split(",")
+    made = rows_here(kinds, optimizers, asked.kills) if asked.processes == 1 else rows_apart(kinds, optimizers, asked.kills, asked.processes)
     rows = []
-
-    def add(row: dict[str, Any]) -> None:
+    for row in made:
         rows.append(row)
         print(row, flush=True)
-
-    with tempfile.TemporaryDirectory() as folder:
-        if "searches" in asked.rows:
-            for optimizer in asked.optimizers.split(","):
-                add(search_row(optimizer, asked.kills, Path(folder) / optimizer.replace(":", "-")))
-        if "workers" in asked.rows:
-            add(search_row("eps_gp", asked.kills, Path(folder) / "workers", f"{Path(__file__).resolve()}:make_space", 2))
-        if "calibration" in asked.rows:
-            add(calibration_row(asked.kills, Path(folder) / "calibration"))
     if asked.to:
+        about = {"command": " ".join(["python", "benchmarks/kills.py", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
         versions = {package: version(package) for package in ("stage-nas", "torch", "optuna", "numpy")}
-        asked.to.write_text(json.dumps({"command": "python benchmarks/kills.py", "versions": versions, "rows": rows}, indent=1) + "\n")
+        asked.to.write_text(json.dumps({**about, "versions": versions, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
