@@ -1,6 +1,6 @@
-"""Is every stage of the embedded teacher at work? The gate of docs/embedded_teacher.md, beside a randomly initialised teacher.
+"""Is every stage of an embedded teacher at work? The gate of docs/embedded_teacher.md, beside a randomly initialised teacher.
 
-    python benchmarks/embedded_gate.py [--version embedded-v1] [--trials 240] [--out benchmarks/results]
+    python benchmarks/embedded_gate.py [--teacher embedded-tight] [--trials 240] [--out benchmarks/results]
 
 Five questions: loss against the per-pixel Wiener denoiser by quarter of t; what replacing one stage costs, by the library's
 cheapest choice and by a least-squares 1x1 projection (the plateau of calibration, in closed form); whether eps grades the
@@ -32,7 +32,7 @@ from nas.job import search
 from nas.progress import Quiet
 from nas.space import Candidate
 from nas.spaces.network import NetworkSpace
-from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
+from nas.spaces.tocsr.assets import EmbeddedAssets, shipped_version
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.data import noised
 from nas.spaces.tocsr.library import library
@@ -191,7 +191,7 @@ def random_feasible(task: Any, eps: float) -> float:
 def main() -> None:
     """Writes `embedded_gate_<version>_<date>.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", default=None, help="asset version; default the newest")
+    parser.add_argument("--teacher", default="embedded", help="embedded, embedded-tight, or a version of them")
     parser.add_argument("--trials", type=int, default=240, help="trials of the search over the eps grid")
     parser.add_argument("--teacher-only", action="store_true", help="leave out the randomly initialised teacher")
     parser.add_argument("--record", action="store_true", help="write the number of active stages (projections, L >= 1e-4) into the manifest")
@@ -199,7 +199,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    name = asked.version or newest_version()
+    name = shipped_version(asked.teacher)
+    if name is None:
+        parser.error(f"no embedded teacher '{asked.teacher}' ships")
     now = datetime.now(UTC)
     report: dict[str, Any] = {
         "version": name,

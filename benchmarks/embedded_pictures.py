@@ -1,8 +1,8 @@
-"""What does the embedded teacher draw, and how did it learn? The two pictures of docs/embedded_teacher.md.
+"""What does an embedded teacher draw, and how did it learn? The pictures of docs/embedded_teacher.md.
 
-    python benchmarks/embedded_pictures.py [--version embedded-v1] [--to docs/images]
+    python benchmarks/embedded_pictures.py [--teacher embedded-tight] [--to docs/images]
 
-`embedded_samples.png`: rows of posters decoded from the shipped latents (a training family's, then `verify`'s), each above a 25-step DDIM sample from noise
+`embedded_samples.png` (for another teacher its name): rows of posters decoded from the shipped latents (a training family's, then `verify`'s), each above a 25-step DDIM sample from noise
 with the same caption and classifier-free guidance of 3. `embedded_loss.png`: validation loss by quarter of t over the Wiener denoiser's.
 """
 
@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
+from nas.spaces.tocsr.assets import EmbeddedAssets, shipped_version
 
 COLUMNS, STEPS, GUIDANCE, CELL, ZOOM = 24, 25, 3.0, 34, 2
 WIDTH, HEIGHT = 640, 360
@@ -70,7 +70,7 @@ def draw_curve(rows: list[list[float]]) -> Image.Image:
     for tenths in range(3, 12):
         pen.line([place(0, tenths / 10), place(last, tenths / 10)], fill="black" if tenths == 10 else "#dddddd")
         pen.text((28, place(0, tenths / 10)[1] - 6), f"{tenths / 10:.1f}", fill="black")
-    for step in range(0, int(last) + 1, 1000):
+    for step in range(0, int(last) + 1, 1000 if last <= 10000 else 2500):
         pen.text((place(step, 0.3)[0] - 12, bottom + 6), str(step), fill="black")
     for quarter, colour in enumerate(COLOURS):
         pen.line([place(row[0], row[3 + quarter] / row[7 + quarter]) for row in rows], fill=colour, width=2)
@@ -82,12 +82,15 @@ def draw_curve(rows: list[list[float]]) -> Image.Image:
 def main() -> None:
     """Writes both pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", default=None, help="asset version; default the newest")
+    parser.add_argument("--teacher", default="embedded", help="embedded, embedded-tight, or a version of them")
     parser.add_argument("--to", type=Path, default=Path("docs/images"))
     asked = parser.parse_args()
-    assets = EmbeddedAssets(asked.version or newest_version())
-    draw_samples(assets).save(asked.to / "embedded_samples.png", optimize=True)
-    draw_curve(assets.manifest["loss_curve"]).save(asked.to / "embedded_loss.png", optimize=True)
+    version = shipped_version(asked.teacher)
+    if version is None:
+        parser.error(f"no embedded teacher '{asked.teacher}' ships")
+    assets, stem = EmbeddedAssets(version), version.rpartition("-v")[0].replace("-", "_")
+    draw_samples(assets).save(asked.to / f"{stem}_samples.png", optimize=True)
+    draw_curve(assets.manifest["loss_curve"]).save(asked.to / f"{stem}_loss.png", optimize=True)
 
 
 if __name__ == "__main__":

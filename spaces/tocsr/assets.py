@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent / "assets"
 
 
 class EmbeddedAssets:
-    """One frozen version of the embedded teacher: `unet`, `vae`, `scheduler` in diffusers format, text table and latents.
+    """One frozen version of an embedded teacher: `unet`, `vae`, `scheduler` in diffusers format, text table and latents.
 
     Raises:
         DamagedFile: a file is missing or its hash differs from the manifest's.
@@ -56,14 +56,18 @@ class EmbeddedAssets:
         return table[tokens]
 
 
-def embedded_versions() -> list[str]:
-    """The versions that ship, oldest first."""
-    return sorted((path.parent.name for path in _FOLDER.glob("embedded-v*/manifest.json")), key=lambda name: int(name.removeprefix("embedded-v")))
+def shipped_version(name: str) -> str | None:
+    """The shipped teacher that `name` means: "embedded" and "embedded-tight" their newest version, "embedded-v2" itself; None for other names."""
+    shipped = [path.parent.name for path in _FOLDER.glob("embedded*-v*/manifest.json")]
+    versions = [version for version in shipped if name in (version, version.rpartition("-v")[0])]
+    return max(versions, key=lambda version: int(version.rpartition("-v")[2]), default=None)
 
 
 def newest_version() -> str:
-    """The version that `embedded` means: the highest number that ships."""
-    return embedded_versions()[-1]
+    """The version that "embedded" means."""
+    version = shipped_version("embedded")
+    assert version is not None
+    return version
 
 
 def shipped_pipeline() -> Path:

@@ -19,7 +19,7 @@ from nas.spaces.network import NetworkSpace
 from nas.spaces.table import TableSpace
 from nas.table import read_table
 
-TEACHER_VERSION = "embedded-v1"
+TEACHER_VERSION = "embedded-v2"
 N_SAMPLES = 128  # each of another picture
 FILE = Path(__file__).parent / "assets" / f"tocsr_table-{TEACHER_VERSION}.npz"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from nas.data import Splits
 from nas.errors import InputError
 from nas.progress import Progress, Quiet
-from nas.spaces.tocsr.assets import EmbeddedAssets, embedded_versions, newest_version
+from nas.spaces.tocsr.assets import EmbeddedAssets, shipped_version
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.data import Latents, load_pictures, noised, picture_files, split_by_picture
 
@@ -37,8 +37,8 @@ def load_teacher(name: str = EMBEDDED, data: str | None = None, device: str = "c
     """The teacher that `--teacher` names.
 
     Args:
-        name: "embedded", a version of it such as "embedded-v1", a diffusers folder (`unet/`, `scheduler/`, and for pictures `vae/`), or a
-            hub id `owner/model`.
+        name: "embedded" or "embedded-tight" (or a version such as "embedded-v2"), a diffusers folder (`unet/`, `scheduler/`, and for pictures
+            `vae/`), or a hub id `owner/model`.
         data: folder of pictures; needed by every teacher but the embedded one.
         device: where the network and the samples go.
         progress: where to report.
@@ -74,11 +74,6 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def shipped_version(name: str) -> str | None:
-    """The version of the embedded teacher that a `--teacher` names: the newest for "embedded"; None if it names something else."""
-    return newest_version() if name == EMBEDDED else name if name in embedded_versions() else None
-
-
 def _embedded(name: str, device: torch.device) -> Teacher:
     assets = EmbeddedAssets(name)
     unet = CompactUNet.from_teacher_folder(assets.root)
@@ -96,7 +91,7 @@ def _folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"no teacher folder '{name}'; give 'embedded', a diffusers folder, or a hub id such as owner/model")
+        raise InputError(f"no teacher folder '{name}'; give 'embedded', 'embedded-tight', a diffusers folder, or a hub id such as owner/model")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

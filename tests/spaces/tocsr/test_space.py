@@ -15,7 +15,7 @@ import nas
 from nas.blocks.calibration import CalibrationSettings
 from nas.errors import DamagedFile, InputError
 from nas.progress import Quiet
-from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
+from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version, shipped_version
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.data import Latents, noised, split_by_picture
 from nas.spaces.tocsr.space import tocsr_unet
@@ -150,13 +150,14 @@ def test_splits_are_disjoint_by_picture() -> None:
         split_by_picture(clean.rows(torch.arange(4)), torch.linspace(0.99, 0.01, 1000))
 
 
-def test_the_embedded_teacher_is_whole_its_sets_disjoint_and_of_unit_variance() -> None:
-    assets = EmbeddedAssets(newest_version())
+@pytest.mark.parametrize("name", ["embedded", "embedded-tight"])
+def test_an_embedded_teacher_is_whole_its_sets_disjoint_and_of_unit_variance(name: str) -> None:
+    assets = EmbeddedAssets(str(shipped_version(name)))
     latents = assets.latents()
     assert min(len(torch.unique(latents[name].groups)) for name in ("measure", "verify")) >= 64
     everything = torch.cat([part.latents for part in latents.values()])
     assert abs(float(everything.var()) - 1) < 0.1
-    teacher = load_teacher()
+    teacher = load_teacher(name)
     assert min(len(teacher.data.measure), len(teacher.data.verify)) >= 128
 
 
@@ -174,7 +175,10 @@ def test_a_flipped_byte_in_the_embedded_teacher_is_detected(tmp_path: Path, monk
         EmbeddedAssets(version)
 
 
-def test_a_version_of_the_embedded_teacher_can_be_named() -> None:
-    assert load_teacher("embedded-v1").name == "embedded-v1"
-    with pytest.raises(InputError, match="no teacher folder 'embedded-v0'"):
+def test_embedded_teachers_and_their_versions_can_be_named() -> None:
+    assert load_teacher("embedded-v2").name == load_teacher("embedded").name == "embedded-v2"
+    tight = load_teacher("embedded-tight")
+    assert tight.name == "embedded-tight-v1"
+    assert tight.notes == ("teacher: embedded-tight-v1, 9 of 9 stages active (docs/embedded_teacher.md)",)
+    with pytest.raises(InputError, match="no teacher folder 'embedded-v0'; give 'embedded', 'embedded-tight'"):
         load_teacher("embedded-v0")
