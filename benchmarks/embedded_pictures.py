@@ -2,8 +2,9 @@
 
     python benchmarks/embedded_pictures.py [--teacher embedded-tight] [--to docs/images]
 
-`embedded_samples.png` (for another teacher its name): rows of posters decoded from the shipped latents (a training family's, then `verify`'s), each above a 25-step DDIM sample from noise
-with the same caption and classifier-free guidance of 3. `embedded_loss.png`: validation loss by quarter of t over the Wiener denoiser's.
+`embedded_samples.png`, for another teacher its name: rows of posters decoded from the shipped latents (a training family's, then `verify`'s), each
+above a 25-step DDIM sample from noise with the same caption and classifier-free guidance of 3. `embedded_loss.png`: validation loss by quarter of t
+over the Wiener denoiser's.
 """
 
 import argparse
