@@ -91,9 +91,10 @@ class Calibrator:
         weights: dict[str, Tensor] = {}
         try:
             module = self._build(stage, choice)
-            errors, steps = calibrate_block(module, features, self.settings)
+            curve: list[tuple[int, float]] = []
+            errors, steps = calibrate_block(module, features, self.settings, curve.append)
             weights = module.state_dict()
-            record = replace(record, error=sum(errors.values()) / len(errors), errors=errors, steps=steps)
+            record = replace(record, error=sum(errors.values()) / len(errors), errors=errors, steps=steps, curve=tuple(curve))
         except Diverged as failure:
             record = replace(record, reason=str(failure))
         self.store.put(self.key(stage, choice), replace(record, seconds=round(time.monotonic() - started, 3)), weights)

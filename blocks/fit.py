@@ -1,6 +1,7 @@
 """The fit of one surrogate block to what the teacher's block wrote (Eq. 8 of [TOC-SR]): batches without waiting, looked at every so many steps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,12 @@ class Diverged(Exception):
 
 
 class Fit:
-    """A block on its way: its own weights, the optimizer's, and the best so far."""
+    """A block on its way: its own weights, the optimizer's, and the best so far.
+
+    Attributes:
+        errors: the best held-out error so far, `(n_outputs,)`.
+        seen: the held-out error at the last look.
+    """
 
     def __init__(self, block: nn.Module, features: Features, settings: CalibrationSettings) -> None:
         self.block, self._features, self._settings = block, features, settings
@@ -49,7 +55,7 @@ class Fit:
         self._kept: dict[str, Tensor] | None = None
         self._stale = 0
         self.steps = 0
-        self.errors = self._look()
+        self.errors = self.seen = self._look()
 
     @property
     def done(self) -> bool:
@@ -66,7 +72,7 @@ class Fit:
         if not torch.isfinite(losses).all():
             bad = int((~torch.isfinite(losses)).nonzero()[0])
             raise Diverged(f"loss became {losses[bad].item()} at step {first + bad}, lr {self._lr(first + bad):.1e}")
-        errors = self._look()
+        errors = self.seen = self._look()
         self._stale = 0 if errors.mean() < self.errors.mean() * (1 - self._settings.tolerance) else self._stale + 1
         if errors.mean() < self.errors.mean():
             self.errors, self._kept = errors, {name: value.detach().clone() for name, value in self.block.state_dict().items()}
@@ -107,8 +113,12 @@ class Fit:
         return held_out_errors(self.block, self._features, self._heldout)
 
 
-def calibrate_block(block: nn.Module, features: Features, settings: CalibrationSettings) -> tuple[dict[str, float], int]:
+def calibrate_block(
+    block: nn.Module, features: Features, settings: CalibrationSettings, watch: Callable[[tuple[int, float]], object] | None = None
+) -> tuple[dict[str, float], int]:
     """Fits the block in place; returns its held-out error (MSE / variance) by output name and the steps taken.
+
+    `watch` is told (steps, held-out error) at every look, and last what the finished block has.
 
     Raises:
         Diverged: a loss or the held-out error is not finite.
@@ -116,9 +126,13 @@ def calibrate_block(block: nn.Module, features: Features, settings: CalibrationS
     device = next((p.device for p in block.parameters()), torch.device("cpu"))
     with repeatable(device):
         fit = Fit(block, features, settings)
+        looks = [(0, fit.seen)]
         while not fit.done:
             fit.advance()
+            looks.append((fit.steps, fit.seen))
         fit.end()
+    for steps, errors in (*looks, (fit.steps, fit.errors)) if watch else ():
+        watch((steps, float(errors.mean())))
     return dict(zip(features.step.writes, fit.errors.tolist(), strict=True)), fit.steps
 
 

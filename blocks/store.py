@@ -24,7 +24,7 @@ _VERSION = 1
 _NUMBER = int | float
 _MANIFEST: Form = {
     "version": int, "key": str, "sha256": str, "stage": str, "choice": str, "spec": dict, "error": _NUMBER | None, "errors": {str: _NUMBER},
-    "steps": int, "seconds": _NUMBER, "reason": str,
+    "steps": int, "seconds": _NUMBER, "reason": str, "curve?": [[_NUMBER]],
 }  # fmt: skip
 
 
@@ -33,7 +33,8 @@ class BlockRecord:
     """What is known of one calibrated block.
 
     `error` is the mean over outputs of MSE / variance on held-out features; `errors` the same per output name.
-    A block whose calibration failed has `reason` set and no weights.
+    A block whose calibration failed has `reason` set and no weights. `curve` is the held-out error by steps, the finished block's last; empty where it
+    was not kept.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class BlockRecord:
     steps: int = 0
     seconds: float = 0.0
     reason: str = ""
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 def block_key(**parts: Any) -> str:
@@ -98,7 +100,7 @@ class BlockStore:
             DamagedFile: the manifest is unreadable or not of this form.
         """
         manifest = self._manifest(key)
-        return BlockRecord(**{name: manifest[name] for name in BlockRecord.__dataclass_fields__})
+        return _record(manifest)
 
     def weights(self, key: str) -> dict[str, Tensor]:
         """The block's tensors.
@@ -147,7 +149,7 @@ class BlockStore:
         found = json.loads(manifest)
         if found.get("key") != key or hashlib.sha256(content).hexdigest() != found.get("sha256"):
             raise DamagedFile(f"block {key[:12]} was damaged on its way from another machine")
-        self.put(key, BlockRecord(**{name: found[name] for name in BlockRecord.__dataclass_fields__}), load_tensors(content))
+        self.put(key, _record(found), load_tensors(content))
 
     def drop(self, key: str) -> None:
         """Moves a damaged block aside, so that it is calibrated again and nothing is destroyed."""
@@ -164,6 +166,11 @@ class BlockStore:
         if manifest["version"] != _VERSION or manifest["key"] != key:
             raise DamagedFile(f"manifest {path} is not of this version and block; remove its folder to recalibrate the block")
         return manifest
+
+
+def _record(manifest: Mapping[str, Any]) -> BlockRecord:
+    curve = tuple((int(row[0]), float(row[1])) for row in manifest.get("curve", ()) if len(row) == 2)
+    return BlockRecord(**{name: manifest[name] for name in BlockRecord.__dataclass_fields__ if name != "curve"}, curve=curve)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -236,8 +236,9 @@ def render(rows: Sequence[Row]) -> "Table":
     """The rows as a table for the terminal."""
     from rich.table import Table
 
-    table = Table(title="measurements to 1 % regret, and regret after so many")
-    for header in ("eps", "optimizer", "median", "q25 .. q75", "share", *(f"@{count}" for count in REPORTED), "exact", "CPU s", "duplicates"):
+    table = Table(title="measurements until the cost is within 1 % of the optimum, and regret (0: the optimum, 1: the teacher)", title_justify="left")
+    regrets = (f"regret\nafter {count}" for count in REPORTED)
+    for header in ("eps", "optimizer", "to 1 %,\nmedian", "quartiles", "runs\nthere", *regrets, "optimum\nfound", "CPU s a\nproposal", "repeats\na run"):
         table.add_column(header, justify="left" if header == "optimizer" else "right")
     for row in rows:
         found = row.to_json()

@@ -1,6 +1,7 @@
 """Searches in TensorBoard, Weights & Biases or MLflow: callbacks that log one set of scalars a trial."""
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,13 +28,16 @@ class Sink(Protocol):
 
 
 class ScalarLogger:
-    """A callback that sends a search's numbers to a sink: costs, L, and every eps' cheapest feasible cost, by trial; calibration errors by block."""
+    """A callback that sends a search's numbers to a sink: costs, L, and every eps' cheapest feasible cost, by trial; every block's calibration."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
     def start(self, study: "Study") -> None:
-        """Logs calibration errors, and the trials of earlier sessions."""
+        """Logs calibration errors and curves, and the trials of earlier sessions."""
+        for block, curve in (study.record.fact("curves") or {}).items():
+            for step, error in (point for point in curve if len(point) == 2):
+                self._sink.log({f"calibration/{block}": error}, int(step))
         errors = study.problem.calibration_errors
         if errors is not None:
             for k in range(1, errors.shape[1]):
@@ -107,7 +111,7 @@ class MLflow:
         self._mlflow.start_run(run_name=folder.parent.name)
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        self._mlflow.log_metrics({name.replace(" ", "_"): value for name, value in scalars.items()}, step=step)
+        self._mlflow.log_metrics({re.sub(r"[^\w./:-]", "_", name): value for name, value in scalars.items()}, step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()

@@ -241,6 +241,7 @@ class NetworkSpace:
             export=assembly.export,
             notes=(*self.notes, *self.counted.notes, *self._numerics_note(evaluator)),
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
+            curves={f"{stage}/{choice}": block.record.curve for (stage, choice), block in assembly.blocks.items() if block.record.curve},
             flow=self.graph.dag,
             legend=self.legend,
             divergence=SQUARED if self.divergence is mean_squared_error else described(self.divergence),

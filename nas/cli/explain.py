@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from nas.amounts import amount
 from nas.cli import options
@@ -53,12 +54,14 @@ def _print(e: "Explanation") -> None:
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in e.candidate.items() if c != "teacher") or "nothing"), markup=False)
     out.print()
     for bound in e.bounds:
-        slack = f"{100 * bound.value / bound.limit:.0f} % used" if bound.limit else "no room"
-        verdict = f"binds: it alone keeps out {bound.keeps_out} cheaper one-swap neighbours" if bound.binds else "does not bind"
-        out.print(f"{bound.bound}: {slack}; {verdict}", markup=False)
+        slack = f"{100 * bound.value / bound.limit:.0f} % of it is used" if bound.limit else "no room"
+        verdict = f"binds: it alone keeps out {bound.keeps_out} cheaper networks one swap away" if bound.binds else "does not bind"
+        out.print(f"{bound.bound}: {verdict} ({slack})", markup=False)
     _print_other_eps(e)
-    out.print(_neighbour_table(e.neighbours, e.objective))
-    out.print(_stage_table(e))
+    _print_new_block(e)
+    out.print()
+    _print_neighbours(e.neighbours, e.objective)
+    _print_stages(e)
     _print_additivity(e)
 
 
@@ -67,41 +70,48 @@ def _print_other_eps(e: "Explanation") -> None:
         if other.eps != e.eps:
             change = 100 * (other.middle / e.cost - 1) if e.cost else 0.0
             spread = f"90 % interval {amount(other.low)} to {amount(other.high)}"
-            out.print(f"at eps {other.eps:.3g}: {e.objective} {amount(other.middle)} ({change:+.1f} %), {spread}")
+            less = "less" if other.eps < e.eps else "more"
+            out.print(f"with 10 % {less} eps ({other.eps:.3g}): about {amount(other.middle)} {e.objective} ({change:+.1f} %), {spread}")
 
 
-def _neighbour_table(neighbours: "Sequence[Neighbour]", objective: str) -> Table:
+def _print_new_block(e: "Explanation") -> None:
+    if not e.new_blocks:
+        return
+    best = e.new_blocks[0]
+    saves = max(best.half_cost_saves, best.half_error_saves or 0.0)
+    how = "half as costly at the same L" if best.half_cost_saves >= (best.half_error_saves or 0.0) else "half as divergent at the same cost"
+    out.print(f"a new block would pay most at {best.stage}: one {how} saves about {amount(saves)} {e.objective}", markup=False)
+
+
+def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None:
     cheaper = [n for n in neighbours if n.saves > 0]
     near = sorted(cheaper, key=lambda n: n.divergence.value if n.divergence else float("inf"))[:SHOWN]
-    title = f"cheaper neighbours, least divergent first ({len(near)} of {len(cheaper)}; all {len(neighbours)} neighbours with --json)"
-    table = Table("stage", "swap", objective, "saves", "L (~ predicted, 90 % interval)", "", title=title, title_justify="left", box=SIMPLE_HEAD)
+    out.print(f"cheaper networks one swap away, least divergent first ({len(near)} of {len(cheaper)}; --json lists all {len(neighbours)})")
+    table = Table("stage", "swap", objective, "saves", "L (~ predicted, 90 % interval)", "", box=SIMPLE_HEAD)
     for n in near:
         verdict = "" if n.allowed else "breaks a bound"
         verdict = verdict or ("feasible" if n.feasible else "above eps" if n.divergence else "unknown")
         table.add_row(n.stage, f"{n.before} -> {n.after}", amount(n.cost), amount(n.saves), str(n.divergence or "-"), verdict)
-    return table
+    out.print(table)
 
 
-def _stage_table(e: "Explanation") -> Table:
-    title = (
-        "what stages trade: saved per 0.001 of L by the best cheaper swap; saved by a new block of half the cost, or of half the stage's part of L\n"
-        "(part of L: what L falls by with the teacher's block back; -: it is the teacher's; ~: predicted)"
-    )
-    columns = ("stage", "block", "next cheaper", "saves per 0.001 L", "part of L", "half cost saves", "half L saves")
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
-    prices = {price.stage: price for price in e.prices}
-    for block in e.new_blocks:
-        price = prices[block.stage]
+def _print_stages(e: "Explanation") -> None:
+    """The stages in the network's order."""
+    out.print(f"what each stage trades; a new block would save so many {e.objective} with half the cost, or with half the stage's part of L")
+    table = Table("stage", "block", "best cheaper swap", "saves per 0.001 L", "part of L", "new: half cost", "new: half L", box=SIMPLE_HEAD)
+    blocks = {block.stage: block for block in e.new_blocks}
+    for price in e.prices:
+        block = blocks[price.stage]
         rate = "-" if price.cheaper is None else "free" if price.saved_per_divergence is None else amount(1e-3 * price.saved_per_divergence)
         part = "-" if block.part_of_divergence is None else f"{'' if block.part_measured else '~'}{block.part_of_divergence:.2g}"
         gained = "-" if block.half_error_saves is None else amount(block.half_error_saves)
         table.add_row(block.stage, block.choice, price.cheaper or "-", rate, part, amount(block.half_cost_saves), gained)
-    return table
+    out.print(table)
+    err.print(Text("part of L: what L falls by when the teacher's block comes back (- it is the teacher's, ~ predicted)", style="dim"))
 
 
 def _heat_table(heat: "HeatMap") -> Table:
-    title = "interactions: what two swaps add to L beyond the sum of what each adds alone, in % of eps (~ predicted)"
-    table = Table("", *heat.columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table("", *heat.columns, box=SIMPLE_HEAD)
     for stage, row in heat.rows:
         table.add_row(stage, *(_heat_cell(cell) for cell in row))
     return table
@@ -123,16 +133,13 @@ def _print_additivity(e: "Explanation") -> None:
         return
     if found.rank_correlation is not None:
         out.print(
-            f"additivity: summed single swaps ({found.n_singles_measured} of {found.n_singles} measured, the rest predicted) rank {found.n_trials} measured "
-            f"candidates with Spearman's rho = {found.rank_correlation:.2f}"
+            f"additivity: the sums of what swaps add to L alone rank {found.n_trials} measured candidates with Spearman's rho {found.rank_correlation:.2f} "
+            f"(1 is the measured order; {found.n_singles_measured} of {found.n_singles} swaps measured alone, the rest predicted)",
+            soft_wrap=True,
         )
     for pair in found.pairs[:PAIRS]:
         out.print(f"  {pair.first} and {pair.second} together add {pair.excess:+.2g} to the sum of their single effects ({pair.source})", markup=False)
     heat = heat_map(found.pairs, e.eps)
     if heat is not None:
+        out.print("interactions: what two swaps add to L beyond the sum of what each adds alone, in % of eps (~ predicted)")
         out.print(_heat_table(heat))
-    if e.new_blocks:
-        best = e.new_blocks[0]
-        saves = max(best.half_cost_saves, best.half_error_saves or 0.0)
-        how = "half as costly at the same L" if best.half_cost_saves >= (best.half_error_saves or 0.0) else "half as divergent at the same cost"
-        out.print(f"a new block would pay most at {best.stage}: {how}, it saves about {amount(saves)} {e.objective}", markup=False)

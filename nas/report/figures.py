@@ -1,4 +1,4 @@
-"""The three charts of a report: cost against divergence, convergence, measured against predicted divergence."""
+"""The charts of a report: cost against divergence, convergence, measured against predicted divergence, calibration."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -125,6 +125,32 @@ def _winner_marks(findings: Findings) -> list[Mark]:
                 Mark(t.divergence, t.costs[findings.objective], f"winner at eps {winner.eps:g}\n{_words(findings, t)}", f"winner e{i}", "star", bar=bar)
             )
     return marks
+
+
+def calibration(findings: Findings) -> Chart | None:
+    """Every block's held-out error over the steps of its calibration, those of winners in colour; None where no curve was kept."""
+    recorded = findings.facts.get("curves") or {}
+    curves = {name: [(point[0], point[1]) for point in points if len(point) == 2 and point[1] > 0] for name, points in recorded.items()}
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return None
+    chosen = {f"{stage}/{choice}": f"e{i}" for i, names in reversed(list(enumerate(_winning(findings)))) for stage, choice in names.items()}
+    lines, marks = [], []
+    for name in sorted(curves, key=lambda name: name in chosen):  # what lies on top comes last
+        (_, first), *_, (steps, last) = (curves[name][0], *curves[name])
+        lines.append(Line(curves[name], chosen.get(name, "other")))
+        marks.append(Mark(steps, last, f"{name}\n{first:.3g} at the start\n{last:.3g} after {steps:g} steps", chosen.get(name, "")))
+    x = Axis.over("step of calibration", [x for points in curves.values() for x, _ in points])
+    y = Axis.over("error of the block, relative to its output's variance", [y for points in curves.values() for _, y in points], log=True)
+    names = {eps: f"in the winner at eps {eps:g}" for eps in findings.eps}
+    text = f"Calibration. {len(curves)} blocks: error on samples they were not fitted to, by steps; the last point is after the closed-form finish."
+    return Chart("Calibration of the blocks", text, x, y, lines, marks, (*_eps_legend(names), ("over", "in none")))
+
+
+def _winning(findings: Findings) -> list[Mapping[str, str]]:
+    """Stage -> choice of each eps' winner."""
+    trials = [winner.trial for winner in findings.winners]
+    return [findings.problem.space.decode(trial.candidate) if trial and findings.problem else {} for trial in trials]
 
 
 def _cascade_marks(findings: Findings) -> list[Mark]:

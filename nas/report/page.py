@@ -19,7 +19,7 @@ from nas.report.stagemap import draw, feeding_all
 
 def render(findings: Findings, forecast: Forecast | None = None) -> str:
     """The page; with a forecast also what a model says of designs and swaps that were not measured."""
-    charts = [figures.front(findings, forecast), figures.convergence(findings), figures.predicted(findings)]
+    charts = [figures.front(findings, forecast), figures.convergence(findings), figures.predicted(findings), figures.calibration(findings)]
     return _template().render(
         findings=findings,
         version=nas.__version__,

@@ -172,3 +172,14 @@ def test_errors_are_zero_for_the_teacher_and_nan_where_there_is_no_choice(calibr
     assert table[:, 0].tolist() == [0.0, 0.0]
     assert np.isnan(table[1, 2])
     assert (table[0, 1:] > 0).all()
+
+
+def test_the_curve_of_a_calibration_is_kept_with_the_block(calibrator: Calibrator, stages: tuple[Stage, ...]) -> None:
+    (block, *_) = calibrator.run(stages, Quiet()).values()
+    steps, errors = zip(*block.record.curve, strict=True)
+    assert steps[0] == 0
+    assert list(steps) == sorted(steps)
+    assert steps[-1] == block.record.steps
+    assert errors[-1] == pytest.approx(block.record.error)
+    assert errors[-1] <= errors[0]
+    assert calibrator.store.record(block.key).curve == block.record.curve

@@ -166,7 +166,7 @@ def test_duplicates_are_counted_and_shown() -> None:
     console = Console(record=True, width=200)
     console.print(render(rows))
     text = console.export_text()
-    assert "duplicates" in text
+    assert "repeats" in text
     assert "optuna:random" in text
 
 

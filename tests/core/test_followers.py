@@ -48,6 +48,19 @@ def test_a_logger_gets_calibration_errors_and_every_trial_once() -> None:
     assert logged == [(trial.divergence, trial.number) for trial in found.study.trials]
 
 
+def test_calibration_is_logged_by_step_and_drawn_in_the_report(home: Path, tmp_path: Path) -> None:
+    sink = Listed()
+    toy = f"{Path(__file__).parent / 'toy_space.py'}:make_space"
+    found = nas.search(toy, 0.3, workdir=tmp_path, name="run", trials=4, callbacks=[ScalarLogger(sink)])
+    curves = found.study.record.fact("curves")
+    logged = [(name, step) for row, step in sink.rows for name in row if name.startswith("calibration/")]
+    assert logged == [(f"calibration/{name}", step) for name, curve in curves.items() for step, _ in curve]
+    assert len(curves) == len(found.study.record.fact("blocks")) > 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Calibration of the blocks" in page
+    assert all(f'data-tip="{name}&#10;' in page for name in curves)
+
+
 def test_a_logger_is_closed_when_the_search_fails() -> None:
     sink = Listed()
 
