@@ -1,18 +1,20 @@
-"""Training state in one safetensors file: tensors as such, all else as JSON in its header. No pickle, nothing half written."""
+"""Training state in one safetensors file: tensors as such, all else as JSON in its header. No pickle, nothing half written.
+
+A file is never in memory as a whole: it is written from the tensors themselves (copied to the CPU if they are elsewhere), read one by one through a map.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nas.data import hash_tensors
 from nas.errors import DamagedFile, InputError
-from nas.files import parse_json, read_bytes, write_whole
+from nas.files import check_plain, parse_json, whole_file
 
 LIMIT = 1 << 36
 """Bytes of a checkpoint that are read at most."""
@@ -26,12 +28,15 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     plan = _plan(state, tensors, "state")
+    tensors = _apart(tensors)
     header = {"state": json.dumps(plan), "sha256": hash_tensors(tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save_tensors(tensors, header))
-    except OSError as error:
-        raise InputError(f"cannot write checkpoint {path}: {error.strerror}; the one before stands; free some space and go on") from error
+        with whole_file(path) as draft:
+            save_file(tensors, draft, header)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write checkpoint {path}: {reason}; the one before stands; free some space and go on") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -40,16 +45,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: the file is cut, changed, or of another kind.
     """
-    content = read_bytes(path, LIMIT)
+    check_plain(path, LIMIT)
     try:
-        tensors = load_tensors(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         if hash_tensors(tensors) != header["sha256"]:
             raise DamagedFile(f"checkpoint {path} is damaged (its hash differs); remove it to start afresh")
         state = _rebuilt(parse_json(header["state"], f"checkpoint {path}"), tensors)
         if not isinstance(state, dict):
             raise TypeError("it must hold a dict")
-    except (SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"checkpoint {path} is damaged or no checkpoint of this toolkit: {error}; remove it to start afresh") from error
     return state
 
@@ -58,7 +64,7 @@ def _plan(value: Any, tensors: dict[str, Tensor], where: str) -> list[Any]:
     """`[kind, content]`, the tensors themselves put aside under running numbers."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value.detach()
         return ["tensor", name]
     if isinstance(value, Mapping):
         return ["dict", [[_key(key, where), _plan(item, tensors, f"{where}.{key}")] for key, item in value.items()]]
@@ -67,6 +73,17 @@ def _plan(value: Any, tensors: dict[str, Tensor], where: str) -> list[Any]:
     if value is None or isinstance(value, bool | int | float | str):
         return ["value", value]
     raise InputError(f"checkpoint: {where} must be a tensor, number, string, list or dict, got {type(value).__name__}")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with its memory to itself, as safetensors wants it; copied only where they are not so already."""
+    found, seen = {}, set()
+    for name, value in tensors.items():
+        here = value.cpu().contiguous()
+        memory = here.untyped_storage()
+        found[name] = here if memory.nbytes() == here.nbytes and memory.data_ptr() not in seen else here.clone()
+        seen.add(memory.data_ptr())
+    return found
 
 
 def _key(key: Any, where: str) -> str | int:

@@ -31,12 +31,20 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
     Raises:
         DamagedFile: it is not, or it cannot be read.
     """
+    check_plain(path, limit)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_plain(path: Path, limit: int) -> None:
+    """Raises `DamagedFile` unless it is a plain file of at most `limit` bytes."""
     try:
         if not path.is_file():
             raise DamagedFile(f"{path} is missing or not a plain file")
         if path.stat().st_size > limit:
             raise DamagedFile(f"{path} has {path.stat().st_size:,} bytes, more than the {limit:,} that such a file may have")
-        return path.read_bytes()
     except (OSError, ValueError) as error:
         raise DamagedFile(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -121,12 +129,23 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; the old content stands.
     """
+    with whole_file(path) as draft:
+        draft.write_bytes(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a draft of the file, which takes its place, safely on the disk, once the block has ended well; else it is removed.
+
+    Raises:
+        OSError: it cannot be written; what was there stands.
+    """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    os.close(descriptor)
     draft = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield draft
+        with draft.open("rb") as file:
             os.fchmod(file.fileno(), 0o666 & ~_UMASK)
             os.fsync(file.fileno())
         draft.replace(path)

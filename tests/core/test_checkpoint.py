@@ -27,6 +27,14 @@ def test_what_is_saved_is_loaded_equal(tmp_path_factory: pytest.TempPathFactory,
     assert load_checkpoint(path) == state
 
 
+def test_tensors_that_share_memory_or_see_a_part_of_it_are_saved_too(tmp_path: Path) -> None:
+    whole = torch.arange(6.0).view(2, 3)
+    state = {"whole": whole, "again": whole, "row": whole[1], "turned": whole.T, "nothing": torch.zeros(0), "more": torch.zeros(0, 2)}
+    save_checkpoint(tmp_path / "a", state)
+    found = load_checkpoint(tmp_path / "a")
+    assert all(torch.equal(found[name], value) and found[name].shape == value.shape for name, value in state.items())
+
+
 def trained(steps: int, path: Path, stop_after: int | None = None) -> dict[str, torch.Tensor]:
     """A network after `steps` of AdamW with momentum and averages, interrupted (and gone on) after `stop_after`."""
     torch.manual_seed(0)

@@ -74,7 +74,7 @@ class Photographs:
 
 @dataclass(frozen=True, slots=True)
 class Expanding:
-    """Latent expansion before the search: what `nas tocsr expand` is told, how it is trained apart."""
+    """Latent expansion before the search: what `nas tocsr expand` is told, but how it is trained."""
 
     teacher: str
     data: tuple[str, ...]
@@ -85,6 +85,10 @@ class Expanding:
     first: int | None = None
     heldout: int = 16
     latent_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("[expand]: data must name at least one folder of pictures, got none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,11 @@
 """Algorithm 2 from folder to folder, in a minute model."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,3 +131,22 @@ def test_the_command(folders: dict[str, Path]) -> None:
     assert done.returncode == 0, done.stderr
     assert "held-out PSNR" in done.stdout
     assert command(*words[:-1], str(to / "x"), "--variant", "v9").returncode == 2
+
+
+@pytest.mark.slow
+def test_accelerate_launches_an_expansion_that_reports_once(folders: dict[str, Path]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}", "-m", "nas"]
+    to = folders["teacher"].parent / "launched"
+    given = {"teacher": folders["teacher"], "vae-teacher": folders["guide"], "data": folders["pictures"], "to": to}
+    small = {"size": 16, "held-out": 2, "steps": 2, "joint-steps": 2, "batch": 2, "accumulate": 2, "threads": 1}
+    words = [f"--{name}={value}" for name, value in {**given, **small}.items()]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "tocsr", "expand", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["step"] for row in result["joint"]] == [0, 1, 2]
+    assert CompactUNet.from_teacher_folder(to).config.in_channels == 16
+    assert not list(to.parent.glob(".launched*"))

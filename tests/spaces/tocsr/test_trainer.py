@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from nas.checkpoint import load_checkpoint
 from nas.errors import DamagedFile, InputError, RunMismatch
-from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, seeded
+from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, leads, own_device, seeded
 
 
 def draw(random: Generator, n: int) -> tuple[Tensor, Tensor]:
@@ -178,3 +178,14 @@ def test_two_processes_share_the_batches_of_a_step_and_compute_what_one_does(tmp
     for key, value in load_checkpoint(tmp_path / "one")["module"].items():
         torch.testing.assert_close(two["module"][key], value, rtol=1e-5, atol=1e-7)
     assert [row["step"] for row in two["curve"]] == [row["step"] for row in curve] == [0, 5, 10, 12]
+
+
+def test_of_several_processes_the_first_reports_and_each_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert leads()
+    assert own_device("cuda") == "cuda:0"
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not leads()
+    assert [own_device(device) for device in ("cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:3", "cpu"]

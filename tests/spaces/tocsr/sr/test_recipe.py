@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from nas.errors import InputError
-from nas.spaces.tocsr.sr.recipe import Recipe, distillation, training
+from nas.progress import Quiet
+from nas.spaces.tocsr.sr.recipe import Recipe, distillation, expanding, run, training
 
 RECIPES = Path(__file__).parents[4] / "recipes"
 
@@ -29,6 +30,10 @@ def test_the_papers_recipe_is_pure_eq_23_on_the_papers_latent() -> None:
     [
         ("[serch]", "unknown entry 'serch'; did you mean 'search'"),
         ("[search]\nepss = 1", "has no entry 'epss'; did you mean 'eps'"),
+        ('[expand]\nteacher = "A"\ndata = "B"\n[search]\nteacher = "C"', "with .expand. the search's teacher is the expanded one"),
+        ('[expand]\nteacher = "A"', r"\[expand\]: data must name at least one folder of pictures"),
+        ("[distill]\nhrr = 1.0", "has no entry 'hrr'"),
+        ("[adapt]\nstepss = 1", "has no entry 'stepss'"),
         ("[search]", r"\[photographs\]: missing 1 required positional argument: 'folder'"),
     ],
 )
@@ -37,6 +42,19 @@ def test_a_wrong_entry_is_named(text: str, message: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         Recipe.read(path)
+
+
+def test_the_papers_recipe_expands_to_sixteen_channels_by_variant_v2() -> None:
+    recipe = Recipe.read(RECIPES / "sd15.toml")
+    assert recipe.expand is not None
+    asked, options = expanding(recipe.expand)
+    assert (options.channels, options.variant, options.joint.precision, asked.data, asked.first) == (16, "v2", "bf16", ("PICTURES",), 10_000)
+
+
+def test_a_recipe_runs_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="a recipe runs in one process"):
+        run(Recipe.read(RECIPES / "embedded.toml"), tmp_path, Quiet())
 
 
 def test_steps_of_training_and_of_the_teacher_are_told_apart() -> None:
