@@ -92,14 +92,15 @@ def _folder(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"no teacher folder '{name}'; give 'embedded', a diffusers folder, or a hub id such as owner/model")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of whatever library its client uses
 
     parts = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
     wanted = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "safetensors", "txt")]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"teacher '{name}' cannot be fetched from the hub ({type(error).__name__}); download it and give its folder instead") from error
+    except (HTTPError, OSError, ValueError) as error:
+        way_out = "give the same command again, or download it and give its folder instead"
+        raise InputError(f"teacher '{name}' cannot be fetched from the hub ({type(error).__name__}); {way_out}") from error
 
 
 def companions(name: str, unet: CompactUNet, progress: Progress | None = None) -> tuple[AutoencoderKL, Tensor]:
