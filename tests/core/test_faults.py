@@ -25,8 +25,8 @@ from nas.evaluators.divergence import DivergenceEvaluator, Settings
 from nas.files import write_whole
 from nas.graph import StageGraph, Step
 from nas.job import search
-from nas.progress import Quiet
 from nas.problem import CostTable
+from nas.progress import Quiet
 from nas.record import RunDirectory
 from nas.table import Table, read_table, write_table
 from nas.trial import Trial
