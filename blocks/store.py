@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nas.errors import DamagedFile, InputError
-from nas.files import Form, move_aside, read_json
+from nas.files import Form, move_aside, parse_json, read_json
 
 _MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is about 1 kB
 _VERSION = 1
@@ -146,8 +146,8 @@ class BlockStore:
         manifest, content = packed
         if key in self:
             return
-        found = json.loads(manifest)
-        if found.get("key") != key or hashlib.sha256(content).hexdigest() != found.get("sha256"):
+        found = parse_json(manifest, f"the manifest of block {key[:12]}", _MANIFEST)
+        if found["key"] != key or hashlib.sha256(content).hexdigest() != found["sha256"]:
             raise DamagedFile(f"block {key[:12]} was damaged on its way from another machine")
         self.put(key, _record(found), load_tensors(content))
 

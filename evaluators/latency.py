@@ -7,12 +7,13 @@ rest is what starting and waiting cost once (intercept). A candidate's latency i
 import contextlib
 import functools
 import json
+import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.errors import InputError
+from nas.errors import DamagedFile, InputError
+from nas.files import Form, read_json
 from nas.graph import StageGraph, Values
 from nas.problem import Floats
 from nas.progress import Progress
@@ -29,6 +31,10 @@ from nas.space import Candidate, Stage
 ROUNDS = 15  # timed calls of each kind; the median counts
 _REPEATS = 3
 
+_FORM: Form = {
+    "setting": {"device": str, "dtype": str, "batch": int, "shapes": {str: [int]}, "threads": int, "torch": str, "clock": str},
+    "stages": {str: {str: int | float}}, "fixed": int | float, "overhead": int | float,
+}  # fmt: skip
 _DECISIVE = ("device", "dtype", "batch", "shapes")
 
 Blocks = Mapping[tuple[str, str], nn.Module]
@@ -186,13 +192,17 @@ def read_latency(path: Path) -> LatencyTable:
     Raises:
         InputError: there is none, or it is not such a table.
     """
+    if not path.exists():
+        raise InputError("no latency was measured for this space on this kind of device; run: nas plan --measure-latency")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return LatencyTable(Setting(**content["setting"]), content["stages"], float(content["fixed"]), float(content["overhead"]))
-    except FileNotFoundError:
-        raise InputError("no latency was measured for this space on this kind of device; run: nas plan --measure-latency") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"latency table {path} cannot be read ({error}); measure it again: nas plan --measure-latency") from error
+        content = read_json(path, _FORM)
+    except DamagedFile as error:
+        raise InputError(f"latency table cannot be read ({error}); measure it again: nas plan --measure-latency") from error
+    numbers = [content["fixed"], content["overhead"], *(value for choices in content["stages"].values() for value in choices.values())]
+    if not all(0 <= number < math.inf for number in numbers):
+        raise InputError(f"latency table {path} must hold numbers of at least 0; measure it again: nas plan --measure-latency")
+    setting = Setting(**{field.name: content["setting"][field.name] for field in fields(Setting)})
+    return LatencyTable(setting, content["stages"], float(content["fixed"]), float(content["overhead"]))
 
 
 def _run(graph: StageGraph, chosen: Mapping[str, nn.Module], names: Sequence[str], *values: Tensor) -> Any:

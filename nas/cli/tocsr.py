@@ -65,6 +65,10 @@ def expand(
     if json:
         print_json(result)
         return
+    _show_expanded(result)
+
+
+def _show_expanded(result: dict[str, Any]) -> None:
     before, after = result["autoencoder"][0], result["joint"][-1]
     out.print(f"held-out PSNR {before['psnr']:.2f} dB at the start, {after['psnr']:.2f} dB at the end; held-out denoising loss {after['heldout_loss']:.4g}")
     out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from nas.amounts import amount
 from nas.blocks.store import block_key
 from nas.errors import DamagedFile, InputError
-from nas.files import damage, read_json, whole_folder
+from nas.files import Form, damage, read_json, whole_folder
 from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.expansion import Distilled, Variant, check_vae_teacher, expand_autoencoder, expand_unet, taken_over, teacher_latents
@@ -29,6 +29,9 @@ from nas.spaces.tocsr.teacher import alphas_cumprod, check_device, null_prompt
 from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, own_device
 
 RESULT = "expansion.json"
+
+_PSNR = {"psnr": int | float}
+_FORM: Form = {"autoencoder": [_PSNR], "joint": [{**_PSNR, "heldout_loss": int | float}], "path": str}
 
 FLUX = "black-forest-labs/FLUX.1-schnell"
 """The default teacher autoencoder, 16 channels; its `vae` folder."""
@@ -104,10 +107,8 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
         InputError: a network, folder or disk that cannot be used; before any work starts.
     """
     check_device(device := own_device(device))
-    with suppress(DamagedFile):
-        if to.is_dir() and not damage(to):
-            found: dict[str, Any] = read_json(to / RESULT, {"autoencoder": list, "joint": list})
-            return found
+    if (done := _finished(to)) is not None:
+        return done
     if to.exists():
         raise InputError(f"'{to}' exists already; give a folder that does not with --to")
     old = CompactUNet.from_teacher_folder(teacher)
@@ -130,6 +131,15 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
 
     trainer.write(write)
     return result
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The result in the folder of an expansion that ended, as its manifest vouches for."""
+    with suppress(DamagedFile):
+        if folder.is_dir() and not damage(folder):
+            result: dict[str, Any] = read_json(folder / RESULT, _FORM)
+            return result if result["autoencoder"] and result["joint"] else None
+    return None
 
 
 def _expanded(old: CompactUNet, options: ExpansionOptions) -> CompactUNet:

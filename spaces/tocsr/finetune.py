@@ -20,7 +20,7 @@ from nas.amounts import amount
 from nas.blocks.store import block_key
 from nas.data import Samples, hash_tensors
 from nas.errors import DamagedFile, InputError
-from nas.files import MANIFEST, damage, read_json, whole_folder
+from nas.files import MANIFEST, Form, damage, read_json, whole_folder
 from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet, architecture_diff
 from nas.spaces.tocsr.data import Latents
@@ -28,6 +28,9 @@ from nas.spaces.tocsr.teacher import Teacher, alphas_cumprod
 from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
 
 RESULT = "finetuning.json"
+
+_FIGURES = {"divergence": int | float, "heldout_divergence": int | float, "heldout_loss": int | float}
+_FORM: Form = {"winner": str, "params": int, "before": _FIGURES, "after": _FIGURES, "teacher_heldout_loss": int | float, "curve": [dict]}
 
 _CHUNK = 64  # samples of a forward pass when figures are taken
 
@@ -159,7 +162,7 @@ def _identity(winner: Path) -> str:
 def _finished(folder: Path) -> dict[str, Any] | None:
     with suppress(DamagedFile):
         if folder.is_dir() and not damage(folder):
-            result: dict[str, Any] = read_json(folder / RESULT, {"before": dict, "after": dict, "curve": list})
+            result: dict[str, Any] = read_json(folder / RESULT, _FORM)
             return result
     return None
 

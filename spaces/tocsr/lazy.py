@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nas.errors import DamagedFile, InputError, did_you_mean
+from nas.errors import DamagedFile, InputError, NasError, did_you_mean
 from nas.files import inside, read_json
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.stages import Stage
@@ -24,11 +24,7 @@ def load_stage(folder: Path, name: str) -> Stage:
         InputError: the network has no such stage.
         DamagedFile: the checkpoint lacks one of its tensors or cannot be read.
     """
-    config = read_json(folder / "config.json", dict)
-    check_config(config)
-    check_sizes(config)
-    with torch.device("meta"):
-        stages = stages_of(CompactUNet.from_config(config))
+    stages = _stages(folder)
     if name not in stages:
         raise InputError(f"the U-Net in '{folder}' has no stage '{name}'{did_you_mean(name, stages)}")
     prefix = "mid_block." if name == "mid" else f"{name[:-1]}_blocks.{name[-1]}."
@@ -39,6 +35,20 @@ def load_stage(folder: Path, name: str) -> Stage:
     except (RuntimeError, SafetensorError, OSError, json.JSONDecodeError) as error:
         raise DamagedFile(f"stage '{name}' cannot be read from '{folder}': {str(error).splitlines()[0]}; save the model again") from error
     return stage
+
+
+def _stages(folder: Path) -> dict[str, Stage]:
+    """The stages that the config describes, without weights."""
+    config = read_json(folder / "config.json", dict)
+    check_config(config)
+    check_sizes(config)
+    try:
+        with torch.device("meta"):
+            return stages_of(CompactUNet.from_config(config))
+    except NasError:
+        raise
+    except Exception as error:  # diffusers builds whatever a config says: a wrong one fails anywhere in it
+        raise DamagedFile(f"config of '{folder}' describes no network: {(str(error).splitlines() or [''])[0][:200]}; save the model again") from error
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:

@@ -93,14 +93,15 @@ def _folder(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"no teacher folder '{name}'; give 'embedded', 'embedded-tight', a diffusers folder, or a hub id such as owner/model")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of whatever library its client uses
 
     parts = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
     wanted = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "safetensors", "txt")]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"teacher '{name}' cannot be fetched from the hub ({type(error).__name__}); download it and give its folder instead") from error
+    except (HTTPError, OSError, ValueError) as error:
+        way_out = "give the same command again, or download it and give its folder instead"
+        raise InputError(f"teacher '{name}' cannot be fetched from the hub ({type(error).__name__}); {way_out}") from error
 
 
 def companions(name: str, unet: CompactUNet, progress: Progress | None = None) -> tuple[AutoencoderKL, Tensor]:
@@ -119,8 +120,8 @@ def _autoencoder(folder: Path, channels: int) -> AutoencoderKL:
         raise InputError(f"teacher folder '{folder}' has no vae/config.json, which pictures are encoded with")
     try:
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(f"teacher folder '{folder}': vae cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # diffusers builds whatever a config says: a wrong one fails anywhere in it
+        raise InputError(f"teacher folder '{folder}': vae cannot be loaded: {_first_line(error)}") from error
     if vae.config.latent_channels != channels:
         raise InputError(f"teacher folder '{folder}': vae has {vae.config.latent_channels} latent channels, the unet reads {channels}")
     return vae
@@ -147,12 +148,20 @@ def null_prompt(folder: Path, unet: CompactUNet, progress: Progress) -> Tensor:
         return torch.zeros(1, 77, int(unet.config.cross_attention_dim))
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).eval()
-    tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
-    with torch.no_grad():
-        states: Tensor = encoder(tokens.input_ids)[0]
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).eval()
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            states: Tensor = encoder(tokens.input_ids)[0]
+    except Exception as error:  # transformers builds whatever the files say
+        raise InputError(f"teacher folder '{folder}': text encoder or tokenizer cannot be used: {_first_line(error)}") from error
     return states
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def alphas_cumprod(unet: CompactUNet) -> Tensor:

@@ -24,7 +24,8 @@ from diffusers.training_utils import EMAModel
 from torch import Generator, Tensor, nn
 
 from nas.checkpoint import load_checkpoint, save_checkpoint
-from nas.errors import InputError, RunMismatch
+from nas.errors import DamagedFile, InputError, RunMismatch
+from nas.files import Form, check_form
 from nas.progress import Progress, Quiet
 
 Draw = Callable[[Generator, int], Any]
@@ -39,6 +40,11 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _PRECISIONS: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+_FORM: Form = {
+    "identity": dict, "step": int, "curve": [{str: int | float | None}], "mean": {"total": int | float, "count": int}, "module": {str: Tensor},
+    "optimizer": dict, "average": dict, "scaler": dict | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +268,22 @@ class Trainer:
         save_checkpoint(path, state)
 
     def _load(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        there, now = dict(state.get("identity", {})), self._identity()
+        state = check_form(load_checkpoint(path), _FORM, f"checkpoint {path}")
+        there, now = state["identity"], self._identity()
         for name in sorted({*there, *now} - {"steps", "save_s"}):
             if there.get(name) != now.get(name):
                 way_out = "give the same options again, or move the checkpoint away to start afresh"
                 raise RunMismatch(f"checkpoint {path} was made with {name} {there.get(name)!r}, now it is {now.get(name)!r}; {way_out}")
-        self.module.load_state_dict(state["module"], strict=False)
+        try:
+            self._restore(state)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DamagedFile(f"checkpoint {path} does not fit this training: {reason}; move it away to start afresh") from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if differing := set(state["module"]) ^ set(self._trained()):
+            raise ValueError(f"{len(differing)} weights are missing or unexpected, such as '{min(differing)}'")
+        self.module.load_state_dict(state["module"], strict=False)  # it lacks what is frozen
         self._optimizer.load_state_dict(state["optimizer"])
         self._average.load_state_dict(state["average"])
         self._average.to(self._accelerator.device)

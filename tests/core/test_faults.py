@@ -26,6 +26,7 @@ from nas.files import write_whole
 from nas.graph import StageGraph, Step
 from nas.job import search
 from nas.problem import CostTable
+from nas.progress import Quiet
 from nas.record import RunDirectory
 from nas.table import Table, read_table, write_table
 from nas.trial import Trial
@@ -181,6 +182,40 @@ def test_fifty_races_on_one_block_leave_one_valid_file_each(tmp_path: Path) -> N
         record, weights = store.record(KEY), store.weights(KEY)["w"]
         assert (weights == record.error).all()
         assert sorted(path.name for path in root.rglob("*") if path.is_file()) == ["block.safetensors", "manifest.json"]
+
+
+TOY = f"{Path(__file__).parent / 'toy_space.py'}:make_space"
+
+
+class Listener(Quiet):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_search_that_meets_a_damaged_block_says_so_in_one_line_fits_it_again_and_ends_the_same(home: Path, tmp_path: Path) -> None:
+    def searched(name: str) -> tuple[list[str], list[Any], bytes]:
+        listener = Listener()
+        result = search(TOY, 0.05, workdir=tmp_path, name=name, optimizer="random", trials=3, progress=listener)
+        return listener.notes, [(t.candidate, t.divergence) for t in result.study.trials], block.read_bytes()
+
+    block = tmp_path / "none yet"
+    block.touch()
+    _, trials, _ = searched("whole")
+    block = sorted((home / "blocks").rglob("block.safetensors"))[0]
+    content = block.read_bytes()
+    for number, damaged in enumerate((b"", content[:100], content[:-1], content[:-1] + bytes([content[-1] ^ 1]))):
+        block.write_bytes(damaged)
+        notes, again, now = searched(f"run{number}")
+        told = [note for note in notes if "is damaged" in note]
+        assert len(told) == 1
+        assert str(block) in told[0]
+        assert "\n" not in told[0]
+        assert (again, now) == (trials, content)
+    aside = [path for path in (home / "blocks").rglob("*.damaged-*") if path.is_dir()]
+    assert len(aside) == 4
 
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [

@@ -10,15 +10,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from diffusers import AutoencoderKL
 
 from nas.errors import InputError, NothingFeasible, did_you_mean
-from nas.files import MANIFEST, read_toml, sha256_of, write_whole
+from nas.files import MANIFEST, check_form, inside, read_toml, sha256_of, write_whole
 from nas.home import nas_home
 from nas.job import search
 from nas.progress import Progress
@@ -132,16 +133,20 @@ class Recipe:
         for key in content:
             if key not in known:
                 raise InputError(f"recipe {path}: unknown entry '{key}'{did_you_mean(key, known)}")
+        check_form(content, {"name?": str, **{f"{key}?": dict for key in known[1:]}}, f"recipe {path}: entry")
         tables = {key: content.get(key, {}) for key in known[1:]}
+        check_form(tables["evaluate"], {"steps?": [int]}, f"recipe {path}: [evaluate]")
         if "expand" in content and "teacher" in tables["search"]:
             raise InputError(f"recipe {path}: with [expand] the search's teacher is the expanded one; leave out teacher in [search]")
         if "expand" in content:
             expanding(tables["expand"])
+        if "finetune" in content:
+            finetuning(tables["finetune"])
         adaptation(tables["adapt"])
         distillation(tables["distill"])
-        photographs = {**tables["photographs"], "held_out": tuple(tables["photographs"].get("held_out", ()))}
+        photographs = {**tables["photographs"], "held_out": _listed(tables["photographs"].get("held_out", []))}
         return cls(
-            str(content.get("name", path.stem)),
+            content.get("name", path.stem),
             tables["expand"] if "expand" in content else None,
             made(Searching, tables["search"], f"recipe {path}: [search]"),
             made(Photographs, photographs, f"recipe {path}: [photographs]"),
@@ -156,16 +161,42 @@ def made(kind: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
     """A dataclass from a table of a file.
 
     Raises:
-        InputError: names a key that is unknown or missing.
+        InputError: names a key that is unknown, missing, or has a value of another type than its field.
     """
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # it is a dataclass
-    for key in values:
-        if key not in names:
-            raise InputError(f"{where} has no entry '{key}'{did_you_mean(key, names)}")
+    types = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in types:
+            raise InputError(f"{where} has no entry '{key}'{did_you_mean(key, types)}")
+        if not _fits(value, types[key]):
+            raise InputError(f"{where}: '{key}' must be {_words(types[key])}, got {value!r:.60}")
     try:
         return kind(**values)
     except TypeError as error:
         raise InputError(f"{where}: {str(error).partition('() ')[2] or error}") from error
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value read from a file is of the type that a field is annotated with."""
+    arguments = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if get_origin(kind) is Literal:
+        return value in arguments
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if isinstance(value, int | float) and not (isinstance(value, bool) or -LARGEST < value < LARGEST):  # NaN and infinities too
+        return False
+    return isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+
+
+LARGEST = 1 << 60
+
+
+def _words(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
+    if get_origin(kind) is tuple:
+        return "a list of texts"
+    return names.get(kind) or " or ".join(_words(one) if one in names else repr(one) for one in get_args(kind)) or kind.__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +218,7 @@ def run(recipe: Recipe, workdir: Path, progress: Progress, device: str = "cpu") 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a recipe runs in one process; for several GPUs launch its steps (nas tocsr expand, finetune, adapt, distill) one by one")
     check_device(device)
-    folder = workdir / recipe.name
+    folder = inside(workdir, recipe.name)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Artefact] = []
 
@@ -205,8 +236,7 @@ def run(recipe: Recipe, workdir: Path, progress: Progress, device: str = "cpu") 
         searching = replace(searching, teacher=str(step("expand", lambda: _expand(table, folder / "expanded", device, progress))))
     backbone = step("search", lambda: _search(searching, folder, device, progress))
     if recipe.finetune is not None:
-        settings = training(recipe.finetune, {"steps": 2000, "batch": 64, "rate": 5e-4}, "[finetune]")
-        weight, winner = float(recipe.finetune.get("distill", 0.0)), backbone
+        (settings, weight), winner = finetuning(recipe.finetune), backbone
         backbone = step("finetune", lambda: _finetune(searching, winner, settings, weight, folder, device, progress))
     adapted, one_step = folder / "adapted", folder / "one-step"
     step("adapt", lambda: adapt_backbone(backbone, searching.teacher, recipe.photographs, recipe.adapt, adapted, progress, device))
@@ -251,6 +281,14 @@ def training(table: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
     return made(TrainingSettings, {"warmup": 100, **defaults, **{key: value for key, value in table.items() if key in TRAINING}}, where)
 
 
+def finetuning(table: Mapping[str, Any]) -> tuple[TrainingSettings, float]:
+    """How the winner is trained, and the weight of distillation from the teacher."""
+    weight = table.get("distill", 0.0)
+    if not _fits(weight, float) or not 0 <= weight <= 1:
+        raise InputError(f"[finetune]: 'distill' must be a number from 0 to 1, got {weight!r:.60}")
+    return training(table, {"steps": 2000, "batch": 64, "rate": 5e-4}, "[finetune]"), float(weight)
+
+
 def adaptation(table: Mapping[str, Any]) -> tuple[Adaptation, TrainingSettings]:
     """How the backbone becomes conditional, by a recipe's table."""
     return made(Adaptation, _without(table, TRAINING), "[adapt]"), training(table, {"steps": 8000, "batch": 8, "rate": 1e-3}, "[adapt]")
@@ -260,7 +298,7 @@ def distillation(table: Mapping[str, Any]) -> Distillation:
     """The terms and targets in a table: `teacher`, `hr`, `image_l1`, `lpips` are weights; `targets` and `teacher_steps` say what the teacher samples."""
     rest = _without(table, TRAINING)
     rows = {name: rest.pop(name) for name in ("targets",) if name in rest} | ({"steps": rest.pop("teacher_steps")} if "teacher_steps" in rest else {})
-    return Distillation(made(Terms, rest, "[distill]"), **rows)
+    return made(Distillation, {"terms": made(Terms, rest, "[distill]"), **rows}, "[distill]")
 
 
 def _pairs(source: Photographs, vae: AutoencoderKL, progress: Progress) -> tuple[Pairs, Pairs | None]:
@@ -273,11 +311,11 @@ def _pairs(source: Photographs, vae: AutoencoderKL, progress: Progress) -> tuple
 
 def expanding(table: Mapping[str, Any]) -> tuple[Expanding, ExpansionOptions]:
     """What is expanded and how, by a recipe's table; `steps` are the autoencoder's, `joint_steps` those of both together."""
-    data = table.get("data", ())
-    own = {**_without(table, (*TRAINING, "joint_steps")), "data": (data,) if isinstance(data, str) else tuple(data)}
+    data = table.get("data", [])
+    own = {**_without(table, (*TRAINING, "joint_steps")), "data": (data,) if isinstance(data, str) else _listed(data)}
     asked = made(Expanding, own, "[expand]")
     first = training(table, {"steps": 20_000, "batch": 4, "accumulate": 4, "rate": 1e-5}, "[expand]")
-    second = replace(first, steps=table.get("joint_steps", first.steps))
+    second = training({**table, "steps": table.get("joint_steps", first.steps)}, {"batch": 4, "accumulate": 4, "rate": 1e-5}, "[expand]")
     return asked, ExpansionOptions(first, second, asked.channels, asked.variant, asked.latent_weight, asked.heldout)
 
 
@@ -322,6 +360,11 @@ def _degraded(name: str, picture: Picture, how: str) -> Pair:
     height, width = (side // FACTOR * FACTOR for side in picture.shape[:2])
     whole = np.ascontiguousarray(picture[:height, :width])
     return Pair(name, degradation(how)(whole, np.random.default_rng(list(name.encode()))), whole)
+
+
+def _listed(value: object) -> object:
+    """A list as dataclasses keep it; anything else as it is, to be refused."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _without(table: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nas.data import hash_tensors
 from nas.errors import InputError
-from nas.files import MANIFEST, whole_folder
+from nas.files import MANIFEST, read_json, whole_folder
 from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.sr.conditional import ConditionalModel, Diffused, conditional_unet
@@ -192,7 +192,7 @@ def _lasting(settings: TrainingSettings) -> dict[str, object]:
 
 def _is_done(folder: Path, key: str) -> bool:
     made = folder / MADE_FROM
-    return (folder / MANIFEST).is_file() and made.is_file() and json.loads(made.read_bytes()).get("key") == key
+    return (folder / MANIFEST).is_file() and made.is_file() and bool(read_json(made, {"key": str})["key"] == key)
 
 
 def _scheduler(model: ConditionalModel) -> DDPMScheduler:
