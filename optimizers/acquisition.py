@@ -2,8 +2,9 @@
 
     score(a) = sum_e (best_e - P(a))_+^POWER sum_m weight_m Phi((t_m(eps_e) - mean_m(a)) / sd_m(a))
 
-The coarse pass sees all candidates in blocks, with one sd a model, in single precision: a candidate whose mean lies above the cut at its saving cannot
-be among the best, so the normal distribution is evaluated for a few thousand only. The best few hundred are scored again with exact sd.
+The coarse pass sees all candidates in blocks, in single precision, with nearly exact sd (what a model's forms tell of the variance, and a constant): a
+candidate that lies more sd above eps than the cut at its saving cannot be among the best, so the normal distribution is evaluated for a few
+thousand only. The best few hundred are scored again with exact sd.
 
 Symbols: `n` candidates, `E` bounds eps, `m` models; costs are sums over stages (the fixed part of the metric left out everywhere).
 """
@@ -19,10 +20,12 @@ from nas.optimizers.enumeration import Halved, Ints, PairTable, Region
 from nas.problem import Floats
 
 BLOCK = 1 << 15
+TOLD = 1
+"""Whether the coarse pass uses the variance that forms tell; 0 to compare."""
 SAMPLE = 4096
 PROBES = 64
 STEPS = np.concatenate([np.linspace(-6, 6, 49), np.geomspace(6.5, 1000, 24)])
-"""Grid of means in units of sd, from certain to hopeless, on which the screening cut is looked up."""
+"""Grid of distances above the bound in sd, from certain to hopeless, on which the screening cut is looked up."""
 POWER = 0.6
 """Exponent of the saving: below 1, likely small savings come before unlikely large ones."""
 
@@ -81,33 +84,49 @@ def feasibility(goal: Goal, x: Ints) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A belief on the halves of a region: its forms there, and the sd the coarse pass works with."""
+    """A belief on the halves of a region: its forms there, the variance that they do not tell, and the largest sd where it matters."""
 
     belief: Belief
     forms: tuple[Halved, ...]
-    sd: float
+    rest: float = 0.01
+    widest: float = 1.0
 
-    def mean(self, rows: slice, n_columns: int) -> Floats:
-        return self.belief.combine([form.block(rows, n_columns) for form in self.forms])
+    def block(self, rows: slice, n_columns: int) -> tuple[Floats, Floats]:
+        """Mean and sd, `(rows, n_columns)` each."""
+        return self._of([form.block(rows, n_columns) for form in self.forms])
 
-    def mean_at(self, i: Ints, j: Ints) -> Floats:
-        return self.belief.combine([form.at(i, j) for form in self.forms]).astype(np.float64)
+    def at(self, i: Ints, j: Ints) -> Floats:
+        """Mean and sd of listed candidates, `(2, n)`."""
+        mean, sd = self._of([form.at(i, j) for form in self.forms])
+        return np.stack([mean, np.broadcast_to(sd, mean.shape)]).astype(np.float64)
+
+    def _of(self, values: Sequence[Floats]) -> tuple[Floats, Floats]:
+        told = TOLD * self.belief.told_variance(values)
+        told += np.float32(self.rest)
+        return self.belief.combine(values), np.sqrt(told, out=told)
+
+    def matched(self, i: Ints, j: Ints, x: Ints) -> "View":
+        """The same with the constant that fits the exact sd of listed candidates best."""
+        exact = np.square(standard_deviation(self.belief, x))
+        told = TOLD * self.belief.told_variance([form.at(i, j) for form in self.forms])
+        rest = max(float(np.median(exact - told)), self.belief.gp.noise_sd**2)
+        return replace(self, rest=rest, widest=float(np.sqrt(max(exact.max(), rest))))
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Pairs of combinations that are still in the running, `(n,)` each, and every model's mean there `(m, n)`."""
+    """Pairs of combinations that are still in the running, `(n,)` each, and every model's mean and sd there `(m, 2, n)`."""
 
     i: Ints
     j: Ints
-    means: Floats
+    moments: Floats
 
     def __getitem__(self, which: Ints) -> "Held":
-        return Held(self.i[which], self.j[which], self.means[:, which])
+        return Held(self.i[which], self.j[which], self.moments[:, :, which])
 
     @classmethod
     def joined(cls, many: "Sequence[Held]") -> "Held":
-        return cls(np.concatenate([h.i for h in many]), np.concatenate([h.j for h in many]), np.concatenate([h.means for h in many], axis=1))
+        return cls(np.concatenate([h.i for h in many]), np.concatenate([h.j for h in many]), np.concatenate([h.moments for h in many], axis=2))
 
 
 class Pass:
@@ -138,15 +157,16 @@ class Pass:
         return self.region.candidates(held.i[order], held.j[order])
 
     def _set_up(self) -> None:
-        """Picks each model's coarse sd (the median exact sd of the most promising of a regular sample), then a floor for the score."""
+        """Matches each model's sd to exact ones of the most promising of a regular sample, then picks a floor for the score."""
         for belief in self.goal.beliefs:
-            self.views.append(View(belief, tuple(form.halved(self.region).single() for form in belief.forms), 0.5))
+            self.views.append(View(belief, tuple(form.halved(self.region).single() for form in belief.forms)))
         sample = self._sample()
         likely = np.argsort(-self._score(sample), kind="stable")[:PROBES]
         probes = self.region.candidates(sample.i[likely], sample.j[likely])
-        probes = probes[probes.any(axis=1)]
+        likely, probes = likely[probes.any(axis=1)], probes[probes.any(axis=1)]
         if len(probes):
-            self.views = [replace(v, sd=float(np.median(standard_deviation(v.belief, probes)))) for v in self.views]
+            self.views = [view.matched(sample.i[likely], sample.j[likely], probes) for view in self.views]
+            sample = self._at(sample.i, sample.j)
         if self.size < self.n_cheaper:
             score = np.sort(self._score(sample))[::-1]
             self.floor = float(score[min(len(score) - 1, 2 * self.size * len(score) // self.n_cheaper + 4)])
@@ -156,11 +176,14 @@ class Pass:
         ends = np.cumsum(self.reach)
         i = np.searchsorted(ends, flat, side="right")
         j = flat - (ends[i] - self.reach[i])
-        held = Held(i, j, np.stack([view.mean_at(i, j) for view in self.views]))
+        held = self._at(i, j)
         within = np.ones(len(i), dtype=bool)
         for halved, limit in self.limits:
             within &= halved.at(i, j) <= limit
         return held[np.flatnonzero(within)] if within.any() else held
+
+    def _at(self, i: Ints, j: Ints) -> Held:
+        return Held(i, j, np.stack([view.at(i, j) for view in self.views]))
 
     def _score(self, held: Held) -> Floats:
         """Log scores with the coarse sd; on the log scale throughout only where plain probabilities underflow."""
@@ -169,19 +192,19 @@ class Pass:
         plain = np.zeros(len(cost))
         for eps, best in zip(goal.eps, goal.best, strict=True):
             likely = np.zeros(len(cost))
-            for view, weight, mean in zip(self.views, goal.weights, held.means, strict=True):
-                likely += weight * ndtr((view.belief.threshold(eps) - mean) / view.sd)
+            for view, weight, (mean, sd) in zip(self.views, goal.weights, held.moments, strict=True):
+                likely += weight * ndtr((view.belief.threshold(eps) - mean) / sd)
             plain += likely * np.exp(goal.log_gain(best - cost))
         if len(plain) and np.nanmax(plain) > 1e-200:
             score = np.log(plain)
         else:
-            score = goal.log_score(cost, goal.log_feasibility(list(held.means), [np.array(view.sd) for view in self.views]))
+            score = goal.log_score(cost, goal.log_feasibility(list(held.moments[:, 0]), list(held.moments[:, 1])))
         return np.where(np.isnan(score), -np.inf, score)
 
     def _screen(self) -> Held:
         """All that may reach the floor; it rises whenever many have gathered."""
         table = self._cut_table()
-        held = [Held(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((len(self.views), 0)))]
+        held = [Held(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((len(self.views), 2, 0)))]
         start = n = 0
         while start < len(self.reach):
             n_columns = int(self.reach[start])
@@ -203,10 +226,10 @@ class Pass:
         return held[best]
 
     def _cut_table(self) -> tuple[Floats, list[Floats]]:
-        """Savings on a grid `(G,)`, against the dearest incumbent, and each model's largest mean worth keeping at each `(G,)`.
+        """Savings on a grid `(G,)`, against the dearest incumbent, and how many sd above the loosest bound a model's mean may lie at each `(G,)`.
 
-        A weighted sum over models reaches the floor only if one of its terms reaches an equal share of it. A model's score falls with its mean, so the
-        largest mean that does is read off a grid.
+        A weighted sum over models reaches the floor only if one of its terms reaches an equal share of it. A model's score falls with that distance, so the
+        largest that does is read off a grid; tighter bounds are taken to be as near as the largest sd makes them.
         """
         goal, top = self.goal, max(self.goal.best)
         cheapest = float(self.region.left_cost[0] + self.region.right_cost[0]) + self.region.fixed_cost
@@ -215,23 +238,24 @@ class Pass:
         cuts = []
         for view, weight in zip(self.views, goal.weights, strict=True):
             thresholds = np.array([view.belief.threshold(eps) for eps in goal.eps])
-            means = thresholds.max() + view.sd * STEPS
-            likely = log_ndtr((thresholds[:, None] - means) / view.sd)  # (E, steps)
+            likely = log_ndtr((thresholds - thresholds.max())[:, None] / view.widest - STEPS)  # (E, steps)
             score = logsumexp(gain[:, :, None] + likely[:, None, :], axis=0)
             least = self.floor - np.log(weight * len(self.views)) - 0.02  # more than linear interpolation of the concave logarithm loses
-            cuts.append(np.array([np.interp(-least, -row, means, left=-np.inf, right=np.inf) for row in score]))
+            cuts.append(np.array([np.interp(-least, -row, STEPS, left=-np.inf, right=np.inf) for row in score]))
         return grid, cuts
 
     def _survivors(self, rows: slice, n_columns: int, table: tuple[Floats, list[Floats]]) -> Held:
-        """The part of a block whose mean lies under the cut of some model, within the limits."""
+        """The part of a block that lies under the cut of some model, within the limits."""
         grid, cuts = table
         saving = max(self.goal.best) - self.region.fixed_cost - self.region.left_cost[rows.start] - self.region.right_cost[:n_columns]
         at = np.minimum(np.searchsorted(grid, saving), len(grid) - 1)
         keep = np.zeros((rows.stop - rows.start, n_columns), dtype=bool)
-        means = [view.mean(rows, n_columns) for view in self.views]
-        for mean, cut in zip(means, cuts, strict=True):
-            keep |= mean <= cut[at].astype(np.float32)
+        moments = [view.block(rows, n_columns) for view in self.views]
+        for view, (mean, sd), cut in zip(self.views, moments, cuts, strict=True):
+            loosest = max(view.belief.threshold(eps) for eps in self.goal.eps)
+            keep |= mean <= np.float32(loosest) + cut[at].astype(np.float32) * sd
         for halved, limit in self.limits:
             keep &= halved.block(rows, n_columns) <= limit
         flat = np.flatnonzero(keep)
-        return Held(flat // n_columns + rows.start, flat % n_columns, np.stack([mean.ravel()[flat].astype(np.float64) for mean in means]))
+        taken = [[mean.ravel()[flat], np.broadcast_to(sd, mean.shape).ravel()[flat]] for mean, sd in moments]
+        return Held(flat // n_columns + rows.start, flat % n_columns, np.array(taken, dtype=np.float64))

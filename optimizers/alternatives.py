@@ -78,6 +78,9 @@ class Additive:
     def combine(self, values: Sequence[Floats]) -> Floats:
         return values[0]
 
+    def told_variance(self, values: Sequence[Floats]) -> Floats:
+        return np.zeros(1, dtype=values[0].dtype)
+
     def prior_mean(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=torch.float64)
 
@@ -128,6 +131,9 @@ class Categorical:
 
     def combine(self, values: Sequence[Floats]) -> Floats:
         return values[0]
+
+    def told_variance(self, values: Sequence[Floats]) -> Floats:
+        return np.zeros(1, dtype=values[0].dtype)
 
     def prior_mean(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=torch.float64)

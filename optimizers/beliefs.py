@@ -62,11 +62,15 @@ class Belief(Protocol):
 
     @property
     def forms(self) -> tuple[Form, ...]:
-        """Functions of candidates that the mean is made of."""
+        """Functions of candidates that the mean, and what is told of the variance, are made of."""
         ...
 
     def combine(self, values: Sequence[Floats]) -> Floats:
         """The posterior mean from the values of the forms, element by element."""
+        ...
+
+    def told_variance(self, values: Sequence[Floats]) -> Floats:
+        """The part of the posterior variance that differs most between candidates, from the values of the forms, element by element; 0 if none is told."""
         ...
 
     def log_scores(self) -> Floats:

@@ -34,7 +34,5 @@ def as_botorch(belief: Belief) -> SingleTaskGP:
         target = torch.from_numpy(gp.z) + belief.prior_mean(gp.x)
     noise = torch.from_numpy(np.asarray(gp.known_noise + gp.noise_sd**2 + JITTER))
     with validate_input_scaling(False):
-        model = SingleTaskGP(
-            gp.x.double(), target[:, None], noise[:, None], covar_module=gp.kernel, mean_module=PriorMean(belief), outcome_transform=None
-        )
+        model = SingleTaskGP(gp.x.double(), target[:, None], noise[:, None], covar_module=gp.kernel, mean_module=PriorMean(belief), outcome_transform=None)
     return model.eval()

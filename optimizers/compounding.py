@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nas.optimizers.beliefs import Record, log_normal_density
+from nas.optimizers.doubts import posterior_doubts, weighted_doubts
 from nas.optimizers.enumeration import Form, Ints, PairTable
 from nas.optimizers.hints import Hints
 from nas.optimizers.kernels import LEAST, CompoundingKernel, Part, Shares, all_pairs, one_hot
@@ -100,13 +101,21 @@ class Compounding:
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:
-        """M, and M Q."""
-        losses = self.base * np.exp(self.expected.step)
-        root = np.sqrt(losses)
-        return PairTable(losses), PairTable(np.zeros_like(losses), self.expected.pairs * root[:, None, :, None] * root[None, :, None, :])
+        """M, M Q, and M^2 times the variance that comes from doubts about single blocks."""
+        return (*self._mean_forms, weighted_doubts(posterior_doubts(self.gp, self.kernel), self._losses))
+
+    @cached_property
+    def _losses(self) -> Floats:
+        out: Floats = self.base * np.exp(self.expected.step)
+        return out
+
+    @cached_property
+    def _mean_forms(self) -> tuple[PairTable, PairTable]:
+        root = np.sqrt(self._losses)
+        return PairTable(self._losses), PairTable(np.zeros_like(root), self.expected.pairs * root[:, None, :, None] * root[None, :, None, :])
 
     def combine(self, values: Sequence[Floats]) -> Floats:
-        total, crossing = values
+        total, crossing = values[:2]
         q = crossing / total
         out: Floats = np.log1p(np.maximum(q, LEAST))
         low = q < LEAST
@@ -117,11 +126,15 @@ class Compounding:
         out += self.expected.intercept - self.expected.exponent * self.kernel.centre
         return out
 
+    def told_variance(self, values: Sequence[Floats]) -> Floats:
+        out: Floats = np.maximum(values[2], 0) / np.square(values[0])
+        return out
+
     def prior_mean(self, x: Tensor) -> Tensor:
         return linear_start(self.kernel, self.at.step, x)
 
     def mean(self, x: Ints) -> Floats:
-        return self.combine([form.at(x) for form in self.forms if isinstance(form, PairTable)])
+        return self.combine([form.at(x) for form in self._mean_forms])
 
     @cached_property
     def _bends(self) -> Floats:

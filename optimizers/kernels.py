@@ -173,18 +173,20 @@ class CompoundingKernel(SumOfParts):
         gain = torch.outer(f1.gain, f2.gain) / 2
         pair = (f1.root @ f2.root.T).square() - f1.loss_share @ f2.loss_share.T
         agreeing = (one_hot(x1, f1.root, k) @ one_hot(x2, f2.root, k).T).square() - one_hot(x1, f1.loss_share, k) @ one_hot(x2, f2.loss_share, k).T
-        return torch.stack([
-            torch.ones_like(stage),
-            torch.outer(f1.value - self.centre, f2.value - self.centre),
-            torch.outer(f1.gain * all_pairs(f1.root), f2.gain * all_pairs(f2.root)),
-            torch.outer(f1.slope, f2.slope),
-            f1.traits @ f2.traits.T,
-            f1.kinds @ f2.kinds.T,
-            stage,
-            choice,
-            gain * pair,
-            gain * agreeing,
-        ])
+        return torch.stack(
+            [
+                torch.ones_like(stage),
+                torch.outer(f1.value - self.centre, f2.value - self.centre),
+                torch.outer(f1.gain * all_pairs(f1.root), f2.gain * all_pairs(f2.root)),
+                torch.outer(f1.slope, f2.slope),
+                f1.traits @ f2.traits.T,
+                f1.kinds @ f2.kinds.T,
+                stage,
+                choice,
+                gain * pair,
+                gain * agreeing,
+            ]
+        )
 
     def diagonal(self, x: Tensor) -> Tensor:
         f = self.shares(x)
