@@ -1,4 +1,4 @@
-"""Is the one-step model better than bicubic, and than a linear model of the same latents, on photographs that nothing was trained on?
+"""Is the one-step model better than bicubic, and than a linear model of the same latents, on photographs that neither was trained on?
 
 Every held-out photograph of the recipe as a whole, bicubic x4. Rows: bicubic; a 5 x 5 ridge regression from the LR latent to the HR latent,
 fitted to the training pairs and decoded by the same autoencoder; each pipeline folder in one step, and in `--many` steps on textured windows
