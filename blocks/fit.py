@@ -131,8 +131,9 @@ def calibrate_block(
             fit.advance()
             looks.append((fit.steps, fit.seen))
         fit.end()
-    for steps, errors in (*looks, (fit.steps, fit.errors)) if watch else ():
-        watch((steps, float(errors.mean())))
+    if watch is not None:
+        for steps, errors in (*looks, (fit.steps, fit.errors)):
+            watch((steps, float(errors.mean())))
     return dict(zip(features.step.writes, fit.errors.tolist(), strict=True)), fit.steps
 
 
