@@ -1,8 +1,9 @@
-"""Searches in TensorBoard, Weights & Biases or MLflow: callbacks that log one set of scalars a trial."""
+"""Searches and trainings in TensorBoard, Weights & Biases or MLflow: scalars by trial or by step."""
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -123,6 +124,17 @@ LOGGERS: "Registry[Callable[[Path], Sink]]" = Registry(
     {"tensorboard": "nas.loggers:TensorBoard", "wandb": "nas.loggers:WeightsAndBiases", "mlflow": "nas.loggers:MLflow"},
     {"tensorboard": "event files in RUN/logs; needs 'stage-nas[tensorboard]'", "wandb": "needs the package wandb", "mlflow": "needs the package mlflow"},
 )
+
+
+@contextmanager
+def open_sinks(names: Sequence[str], folder: Path) -> Iterator[list[Sink]]:
+    """The sinks of these names, which write to the folder; closed at the end."""
+    sinks = [LOGGERS.get(name)(folder) for name in names]
+    try:
+        yield sinks
+    finally:
+        for sink in sinks:
+            sink.close()
 
 
 def logger(name: str, folder: Path) -> Callback:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console, Group
@@ -15,6 +15,7 @@ from rich.text import Text
 from nas.amounts import amount, legend
 
 if TYPE_CHECKING:
+    from nas.loggers import Sink
     from nas.registry import Registry
     from nas.study import Study
     from nas.trial import Trial
@@ -57,10 +58,16 @@ def print_legend(*words: str, block_names: str = "", divergence: str = "") -> No
 
 
 class Terminal:
-    """Progress for people: notes and bars on stderr; plain lines where stderr is not a terminal; `quiet` silences all."""
+    """Progress for people: notes and bars on stderr; plain lines where stderr is not a terminal; `quiet` silences all. `sinks` get numbers of trainings."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, sinks: "Sequence[Sink]" = ()) -> None:
         self._quiet = quiet
+        self._sinks = sinks
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Hands numbers on to the sinks."""
+        for sink in self._sinks:
+            sink.log(values, step)
 
     def note(self, text: str) -> None:
         """One line worth keeping."""

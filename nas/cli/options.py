@@ -2,12 +2,17 @@
 
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nas.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from nas.cli.console import Terminal
 
 
 def configure(context: typer.Context, path: Path | None) -> Path | None:
@@ -50,6 +55,7 @@ Address = Annotated[str | None, typer.Option("--address", help="Ray cluster: HOS
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for every trial: cost, divergence, what was expected.")]
+Log = Annotated[list[str] | None, typer.Option("--log", help="Log to tensorboard, wandb or mlflow too; several allowed.")]
 Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
 
 
@@ -57,6 +63,19 @@ def space_options(teacher: str | None, library: str | None, data: Path | None, d
     """What the user said about the space, without what was left open."""
     given = {"teacher": teacher, "library": library, "data": str(data) if data else None, "device": device, "numerics": numerics}
     return {name: value for name, value in given.items() if value is not None}
+
+
+@contextmanager
+def terminal(quiet: bool, log: list[str] | None, folder: Path) -> "Iterator[Terminal]":
+    """Progress of a training: of several processes one reports, and logs into the folder."""
+    from nas.cli.console import Terminal
+    from nas.loggers import LOGGERS, open_sinks
+    from nas.spaces.tocsr.trainer import leads
+
+    for name in log or ():
+        LOGGERS.check(name)
+    with open_sinks(log or () if leads() else (), folder) as sinks:
+        yield Terminal(quiet or not leads(), sinks)
 
 
 def set_threads(threads: int | None) -> None:

@@ -41,7 +41,7 @@ def search(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
-    log: Annotated[list[str] | None, typer.Option("--log", help="Log to tensorboard, wandb or mlflow too; several allowed.")] = None,
+    log: options.Log = None,
     _: options.Config = None,
 ) -> None:
     """Search the cheapest network within eps of the teacher: calibrates, searches, verifies, saves the winner.

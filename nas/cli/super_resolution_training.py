@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from nas.cli import options
-from nas.cli.console import Terminal, out, print_json
+from nas.cli.console import out, print_json
 
 if TYPE_CHECKING:
     from nas.spaces.tocsr.sr.recipe import Artefact
@@ -48,6 +48,7 @@ def adapt(
     seed: Seed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
+    log: options.Log = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
@@ -61,7 +62,8 @@ def adapt(
     folder = backbone if (backbone / "config.json").is_file() else winner_folder(RunDirectory.open(backbone), None)
     source = Source(str(photographs), tuple(held_out or ()), longest, crops, size, degradation)
     table = {"target": target, "prediction_type": prediction, "weighting": weighting, **_training(steps, batch, accumulate, rate, precision, seed)}
-    adapt_backbone(folder, teacher, source, table, to, _terminal(quiet), device or "cpu")
+    with options.terminal(quiet, log, to.with_name(f"{to.name}-logs")) as terminal:
+        adapt_backbone(folder, teacher, source, table, to, terminal, device or "cpu")
     _say(to)
 
 
@@ -88,6 +90,7 @@ def distill(
     seed: Seed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
+    log: options.Log = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
@@ -98,7 +101,8 @@ def distill(
 
     source = Source(str(photographs), tuple(held_out or ()), longest, crops, size, degradation)
     terms = {"teacher": teacher, "hr": hr, "image_l1": image_l1, "lpips": lpips, "targets": targets, "teacher_steps": teacher_steps}
-    distill_adapted(adapted, source, terms | _training(steps, batch, accumulate, rate, precision, seed), to, _terminal(quiet), device or "cpu")
+    with options.terminal(quiet, log, to.with_name(f"{to.name}-logs")) as terminal:
+        distill_adapted(adapted, source, terms | _training(steps, batch, accumulate, rate, precision, seed), to, terminal, device or "cpu")
     _say(to)
 
 
@@ -115,7 +119,8 @@ def run(
     from nas.spaces.tocsr.sr.recipe import Recipe
     from nas.spaces.tocsr.sr.recipe import run as run_recipe
 
-    found = run_recipe(Recipe.read(recipe), workdir, Terminal(quiet), device or "cpu")
+    with options.terminal(quiet, None, workdir) as terminal:
+        found = run_recipe(Recipe.read(recipe), workdir, terminal, device or "cpu")
     if json:
         print_json([{"step": a.step, "path": str(a.path), "fingerprint": a.fingerprint, "seconds": a.seconds} for a in found])
     else:
@@ -127,13 +132,6 @@ def _show(artefacts: "list[Artefact]") -> None:
     for artefact in artefacts:
         table.add_row(artefact.step, str(artefact.path), artefact.fingerprint, f"{artefact.seconds:g}")
     out.print(table)
-
-
-def _terminal(quiet: bool) -> Terminal:
-    """Of several processes one reports."""
-    from nas.spaces.tocsr.trainer import leads
-
-    return Terminal(quiet or not leads())
 
 
 def _say(written: Path) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from nas.amounts import amount
 from nas.cli import options
-from nas.cli.console import Terminal, out, print_json, print_legend
+from nas.cli.console import out, print_json, print_legend
 from nas.errors import InputError
 
 tocsr = typer.Typer(help="TOC-SR from end to end: what comes before and after the search.", no_args_is_help=True, rich_markup_mode=None)
@@ -44,6 +44,7 @@ def expand(
     device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,
+    log: options.Log = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
@@ -54,12 +55,12 @@ def expand(
     from nas.spaces.tocsr.folders import PictureFolder
     from nas.spaces.tocsr.trainer import TrainingSettings, leads
 
-    terminal = Terminal(quiet or not leads())
     shared: dict[str, Any] = {"batch": batch, "accumulate": accumulate, "rate": rate, "precision": precision, "seed": seed}
     first_step, second_step = (TrainingSettings(count, **shared, warmup=count // 20) for count in (steps, joint_steps))
     asked = ExpansionOptions(first_step, second_step, channels, variant, latent_weight, heldout)  # type: ignore[arg-type]  # checked there
-    pictures = PictureFolder.of(data, size, terminal, first)
-    result = run_expand(teacher, vae_teacher, pictures, asked, to, device=device or "cpu", progress=terminal)
+    with options.terminal(quiet, log, to.with_name(f"{to.name}-logs")) as terminal:
+        pictures = PictureFolder.of(data, size, terminal, first)
+        result = run_expand(teacher, vae_teacher, pictures, asked, to, device=device or "cpu", progress=terminal)
     if not leads():
         return
     if json:
@@ -88,6 +89,7 @@ def finetune(
     device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,
+    log: options.Log = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
@@ -108,9 +110,9 @@ def finetune(
     from nas.spaces.tocsr.trainer import TrainingSettings, leads, own_device
 
     settings = TrainingSettings(steps, batch, accumulate, rate, warmup=steps // 20, precision=precision, seed=seed)  # type: ignore[arg-type]  # checked there
-    terminal, place = Terminal(quiet or not leads()), own_device(device or origin.get("device", "cpu"))
-    given = {name: origin[name] for name in ("teacher", "data") if name in origin}
-    result = run_finetune(winner, load_teacher(**given, device=place, progress=terminal), settings, distill, run, place, terminal)
+    place, given = own_device(device or origin.get("device", "cpu")), {name: origin[name] for name in ("teacher", "data") if name in origin}
+    with options.terminal(quiet, log, run / "logs") as terminal:
+        result = run_finetune(winner, load_teacher(**given, device=place, progress=terminal), settings, distill, run, place, terminal)
     if not leads():
         return
     if json:

@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.files import Form, check_form
-from nas.progress import Progress, Quiet
+from nas.progress import Progress, Quiet, tell_scalars
 
 Draw = Callable[[Generator, int], Any]
 """A batch of so many samples (tensors, in tuples or dicts), decided by the generator; called in a thread, one batch ahead."""
@@ -152,6 +152,7 @@ class Trainer:
             self._load(checkpoint)
         elif evaluate is not None:
             self._note(evaluate)
+            self._tell(progress, checkpoint)
         saved = time.monotonic()
         with self._mode(training=True), self._wrapped() as network, self._batches() as batches:
             for _ in (progress or Quiet()).track(range(self.step, self.settings.steps), "training"):
@@ -159,11 +160,18 @@ class Trainer:
                 last = self.step == self.settings.steps
                 if evaluate is not None and (last or self.step % every == 0):
                     self._note(evaluate)
+                    self._tell(progress, checkpoint)
                 if last or time.monotonic() - saved > self.settings.save_s:
                     self._save(checkpoint)
                     saved = time.monotonic()
         self._average.copy_to(self._parameters)
         return self.curve
+
+    def _tell(self, progress: Progress | None, checkpoint: Path) -> None:
+        """Hands the curve's last row on to whoever logs trainings, under the checkpoint's name."""
+        if self._accelerator.is_main_process:
+            values = {name: value for name, value in self.curve[-1].items() if name != "step"}
+            tell_scalars(progress, checkpoint.name.lstrip(".").partition(".")[0], values, self.step)
 
     def _advance(self, network: nn.Module, batches: Iterator[tuple[Any, Generator]]) -> None:
         """One optimizer step."""

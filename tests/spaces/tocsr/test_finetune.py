@@ -127,9 +127,10 @@ def test_a_damaged_winner_and_another_runs_space_are_refused(run: Path, teacher:
 
 
 def test_the_command_fine_tunes_and_reports(run: Path) -> None:
-    done = command("tocsr", "finetune", str(run), "--steps", "1", "--batch", "4", "--json", "--quiet", "--threads", "1")
+    done = command("tocsr", "finetune", str(run), "--steps", "1", "--batch", "4", "--json", "--quiet", "--threads", "1", "--log", "tensorboard")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert {"before", "after", "teacher_heldout_loss", "params", "curve", "settings", "path", "distillation", "winner"} == set(result)
+    assert list((run / "logs").glob("events*"))
     assert "fine-tuned" in command("tocsr", "finetune", str(run), "--steps", "1", "--batch", "4", "--threads", "1").stdout
     assert "steps must be at least 1" in command("tocsr", "finetune", str(run), "--steps", "0").stderr

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from nas.checkpoint import load_checkpoint
 from nas.errors import DamagedFile, InputError, RunMismatch
+from nas.progress import Quiet
 from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, leads, own_device, seeded
 
 
@@ -74,6 +76,18 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path, 
     finished = network()
     assert trainer(finished, accumulate=accumulate).run(tmp_path / "part", evaluate, every=4) == curve
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), finished.parameters(), strict=True))
+
+
+def test_whoever_logs_trainings_gets_every_row_of_the_curve(tmp_path: Path) -> None:
+    seen: list[tuple[dict[str, float], int]] = []
+
+    class Logged(Quiet):
+        def scalars(self, values: Mapping[str, float], step: int) -> None:
+            seen.append((dict(values), step))
+
+    curve = trainer(network()).run(tmp_path / ".tuned-1.checkpoint", evaluate, every=4, progress=Logged())
+    wanted = [{f"tuned-1/{name}": value for name, value in row.items() if name != "step" and value is not None} for row in curve]
+    assert seen == [(values, row["step"]) for values, row in zip(wanted, curve, strict=True)]
 
 
 def test_the_gradient_of_a_step_is_the_mean_over_its_batches(tmp_path: Path) -> None:
