@@ -1,11 +1,12 @@
 """Latent expansion in miniature: do 16 channels reconstruct better than 4, and which of the U-Net variants v1, v2, v3 has the lowest loss?
 
-All networks are trained from scratch on crops of photographs, split by photograph, and every figure is taken on held-out ones; once for each seed:
+All networks are trained from scratch on crops of photographs, split by photograph, every figure is taken on held-out ones; once for each seed:
 
-    guide      an autoencoder of 16 latent channels (the counterpart of FLUX's), f = 8 like SD1.5's
+    guide      an autoencoder of 16 latent channels, f = 4: the counterpart of FLUX's
     base       one of 4, and a U-Net of the embedded teacher's sizes on its latents: the counterpart of SD1.5
-    4          the base autoencoder goes on with reconstruction for as many steps as the expanded one gets
-    v1, v2, v3 `nas tocsr expand` of the base (Algorithm 2): Eq. (4), then Eq. (5); all variants see the same batches and noise
+    4          the base autoencoder goes on with reconstruction, for as many steps as it has had
+    16         the base autoencoder expanded, trained by Eq. (4) for as many steps
+    v1, v2, v3 the base U-Net expanded, trained with that autoencoder by Eq. (5), all on the same batches and noise
 
     python benchmarks/expansion.py --photographs FOLDER [--device cuda] [--seeds 3] [--processes 6] [--work build/expansion] [--out FOLDER]
 
@@ -34,26 +35,25 @@ from nas.cli.console import Terminal
 from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.data import Latents
-from nas.spaces.tocsr.expand import ExpansionOptions, expand
-from nas.spaces.tocsr.expansion import VARIANTS
+from nas.spaces.tocsr.expand import GuidedLosses, Joint, expanded_unet
+from nas.spaces.tocsr.expansion import VARIANTS, Distilled, expand_autoencoder, taken_over
 from nas.spaces.tocsr.finetune import Denoising, draw_latents
 from nas.spaces.tocsr.folders import PictureFolder
 from nas.spaces.tocsr.sr.metrics import psnr, ssim
 from nas.spaces.tocsr.sr.recipe import Recipe
 from nas.spaces.tocsr.teacher import alphas_cumprod
-from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
+from nas.spaces.tocsr.trainer import Evaluate, Loss, Trainer, TrainingSettings
 
-TILE = 96
-"""Side of the training pictures that are cut out of the photographs."""
+TILE, CROP = 48, 32
+"""Sides of the training pictures that are cut out of the photographs, and of the crops of them."""
 
-CROP = 64
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
 
 def autoencoder(channels: int) -> AutoencoderKL:
     """SD1.5's structure, narrow, one layer a block."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(32, 64, 128, 128),
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(16, 32, 48),
         layers_per_block=1, latent_channels=channels, norm_num_groups=8, mid_block_add_attention=False,
     )  # fmt: skip
 
@@ -89,74 +89,92 @@ def _bytes(image: Tensor) -> Any:
 
 
 class Job:
-    """One seed's trainings, each of which leaves a folder under `work`."""
+    """One seed's trainings, each of which leaves a folder or file under `work`."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
-        self.asked, self.work = asked, asked.work
+        self.asked, self.work, self.seed = asked, asked.work, asked.seed
         self.pictures = PictureFolder.of([self.work / "tiles" / "train"], CROP)
         self.windows = torch.stack([_values(file) for file in sorted((self.work / "tiles" / "windows").iterdir())])
-        shared: dict[str, Any] = {"rate": 5e-4, "warmup": 100, "average": 0.995, "seed": asked.seed, "precision": asked.precision}
-        self.settings = TrainingSettings(asked.steps, batch=32, **shared)
-        self.joint = TrainingSettings(asked.joint_steps, batch=32, **shared)
+        shared: dict[str, Any] = {"batch": 16, "rate": 1e-3, "warmup": 50, "average": 0.995, "seed": asked.seed, "precision": asked.precision}
+        self.settings, self.joint = TrainingSettings(asked.steps, **shared), TrainingSettings(asked.joint_steps, **shared)
 
-    def _autoencoder(self, name: str, vae: AutoencoderKL) -> AutoencoderKL:
+    def _train(self, name: str, module: nn.Module, loss: Loss, judge: Evaluate, settings: TrainingSettings) -> None:
+        """Trains on crops; leaves the curve."""
+        trainer = Trainer(module, self.pictures.crops, loss, settings, device=self.asked.device)
+        curve = trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 5), progress=Terminal())
+        (self.work / f"{name}.json").write_text(json.dumps({"curve": curve}))
+
+    def _reconstructing(self, name: str, vae: AutoencoderKL) -> AutoencoderKL:
         """Trains the autoencoder by reconstruction and scales its latents to unit variance."""
-        module = Reconstruction(vae)
-        trainer = Trainer(module, self.pictures.crops, reconstructing, self.settings, device=self.asked.device)
-        curve = trainer.run(
-            self.work / f"{name}.checkpoint", lambda m: figures(m.vae, self.windows), every=max(1, self.settings.steps // 5), progress=Terminal()
-        )
+        self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), self.settings)
         with torch.no_grad():
             crops = self.pictures.crops(torch.Generator().manual_seed(0), 256).to(vae.device)
             vae.register_to_config(scaling_factor=1 / float(vae.encode(crops).latent_dist.mode().std()))
-        (self.work / f"{name}.json").write_text(json.dumps({"curve": curve}))
         return vae
 
     def guide(self) -> None:
-        torch.manual_seed(self.asked.seed)
-        self._autoencoder(f"guide-{self.asked.seed}", autoencoder(16)).save_pretrained(self.work / f"guide-{self.asked.seed}")
+        """Sixteen channels from scratch."""
+        torch.manual_seed(self.seed)
+        self._reconstructing(f"guide-{self.seed}", autoencoder(16)).save_pretrained(self.work / f"guide-{self.seed}")
 
     def base(self) -> None:
         """The counterpart of SD1.5: autoencoder, then U-Net."""
-        torch.manual_seed(self.asked.seed)
-        name = f"base-{self.asked.seed}"
-        vae = self._autoencoder(name, autoencoder(4))
+        torch.manual_seed(self.seed)
+        name = f"base-{self.seed}"
+        vae = self._reconstructing(name, autoencoder(4))
         config = {**UNet2DConditionModel.load_config(EmbeddedAssets(newest_version()).root / "unet"), "in_channels": 4, "out_channels": 4}
-        scheduler = DDPMScheduler(num_train_timesteps=1000, **SCHEDULE)
-        unet = CompactUNet.of(UNet2DConditionModel.from_config(config), scheduler.config)
+        stock, scheduler = UNet2DConditionModel.from_config(config), DDPMScheduler(num_train_timesteps=1000, **SCHEDULE)
+        unet = CompactUNet.of(stock, scheduler.config)
         with torch.no_grad():
             random = torch.Generator().manual_seed(1)
             crops = [self.pictures.crops(random, 64) for _ in range(len(self.pictures.files) // 64)]
             modes = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mode().cpu() for part in crops]) * vae.config.scaling_factor
-        clean = Latents(modes, torch.zeros(1, 1, int(unet.config.cross_attention_dim)).expand(len(modes), -1, -1), torch.arange(len(modes)))
+        clean = Latents(modes, self._text(unet).expand(len(modes), -1, -1), torch.arange(len(modes)))
         trainer = Trainer(unet, draw_latents(clean), Denoising(alphas_cumprod(unet)), replace(self.joint, batch=64), device=self.asked.device)
         trainer.run(self.work / f"{name}-unet.checkpoint", progress=Terminal())
-        stock = UNet2DConditionModel.from_config(config)
-        stock.load_state_dict(unet.state_dict())
         stock.save_pretrained(self.work / name / "unet")
         vae.save_pretrained(self.work / name / "vae")
         scheduler.save_pretrained(self.work / name / "scheduler")
 
+    @staticmethod
+    def _text(unet: CompactUNet) -> Tensor:
+        return torch.zeros(1, 1, int(unet.config.cross_attention_dim))
+
     def narrow(self) -> None:
         """The base autoencoder, going on."""
-        self._autoencoder(f"4-{self.asked.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.asked.seed}" / "vae"))
+        self._reconstructing(f"4-{self.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"))
 
-    def expanded(self, variant: str) -> None:
-        """Algorithm 2."""
-        seed = self.asked.seed
-        options = ExpansionOptions(self.settings, self.joint, variant=variant, heldout=64)  # type: ignore[arg-type]
-        to = self.work / f"{variant}-{seed}"
-        result = expand(self.work / f"base-{seed}", str(self.work / f"guide-{seed}"), self.pictures, options, to, device=self.asked.device, progress=Terminal())
-        vae = AutoencoderKL.from_pretrained(to / "vae").to(self.asked.device)
-        found = {"autoencoder": result["autoencoder"], "joint": result["joint"], **figures(vae, self.windows)}
-        (self.work / f"{variant}-{seed}.json").write_text(json.dumps(found))
+    def _guided(self, vae: AutoencoderKL, text: Tensor) -> tuple[AutoencoderKL, GuidedLosses]:
+        guide = AutoencoderKL.from_pretrained(self.work / f"guide-{self.seed}")
+        vae.register_to_config(**taken_over(vae, guide))
+        return vae, GuidedLosses(guide.requires_grad_(False).to(self.asked.device), text)
+
+    def wide(self) -> None:
+        """The base autoencoder expanded, by Eq. (4)."""
+        base = AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae")
+        vae, losses = self._guided(expand_autoencoder(base, 16), torch.zeros(1, 1, 1))
+        self._train(f"16-{self.seed}", Distilled(vae), losses.matching, lambda module: figures(module.vae, self.windows), self.settings)
+        vae.save_pretrained(self.work / f"16-{self.seed}")
+
+    def variant(self, name: str) -> None:
+        """A variant's U-Net and the expanded autoencoder, by Eq. (5)."""
+        unet = expanded_unet(CompactUNet.from_teacher_folder(self.work / f"base-{self.seed}"), 16, name)  # type: ignore[arg-type]
+        vae, losses = self._guided(AutoencoderKL.from_pretrained(self.work / f"16-{self.seed}"), self._text(unet))
+
+        def judge(module: Joint) -> dict[str, float]:
+            random = torch.Generator().manual_seed(5)
+            parts = [losses.both(module, part.to(self.asked.device), random)[0] for part in self.windows.split(2)]
+            return {"heldout_loss": float(torch.stack(parts).mean())}
+
+        self._train(f"{name}-{self.seed}", Joint(Distilled(vae), unet), losses.denoising, judge, self.joint)  # type: ignore[arg-type]
 
 
 JOBS: dict[str, Callable[[Job], None]] = {
     "guide": Job.guide,
     "base": Job.base,
     "4": Job.narrow,
-    **{variant: (lambda job, variant=variant: job.expanded(variant)) for variant in VARIANTS},
+    "16": Job.wide,
+    **{variant: (lambda job, variant=variant: job.variant(variant)) for variant in VARIANTS},
 }
 
 
@@ -199,9 +217,8 @@ def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, A
 
 def summed(found: dict[tuple[str, int], dict[str, Any]], seeds: int) -> dict[str, Any]:
     """What the seeds say: reconstruction of each autoencoder, denoising loss of each variant."""
-    autoencoders = {job: [found[job, seed]["curve"][-1] for seed in range(seeds)] for job in ("guide", "base", "4")}
-    autoencoders["16"] = [{key: found["v2", seed][key] for key in ("psnr", "ssim")} for seed in range(seeds)]
-    losses = {variant: [found[variant, seed]["joint"][-1]["heldout_loss"] for seed in range(seeds)] for variant in VARIANTS}
+    autoencoders = {job: [found[job, seed]["curve"][-1] for seed in range(seeds)] for job in ("guide", "base", "4", "16")}
+    losses = {variant: [found[variant, seed]["curve"][-1]["heldout_loss"] for seed in range(seeds)] for variant in VARIANTS}
     return {
         "autoencoders": {job: {key: [row[key] for row in rows] for key in ("psnr", "ssim")} for job, rows in autoencoders.items()},
         "heldout_loss": losses,
@@ -213,8 +230,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/embedded.toml"), help="whose held-out photographs are held out here")
     parser.add_argument("--photographs", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000, help="of every autoencoder")
-    parser.add_argument("--joint-steps", type=int, default=2000, help="of autoencoder and U-Net together, and of the base U-Net")
+    parser.add_argument("--steps", type=int, default=1200, help="of every autoencoder")
+    parser.add_argument("--joint-steps", type=int, default=400, help="of autoencoder and U-Net together, and of the base U-Net")
     parser.add_argument("--tiles", type=int, default=4000, help="training pictures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -232,7 +249,7 @@ def main() -> None:
         return
     write_tiles(asked)
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for jobs in (("guide", "base"), ("4", *VARIANTS)):
+    for jobs in (("guide", "base"), ("4", "16"), VARIANTS):
         keys = [(job, seed) for seed in range(asked.seeds) for job in jobs]
         with ThreadPoolExecutor(asked.processes) as pool:
             found |= dict(zip(keys, pool.map(lambda key: trained_apart(asked, *key), keys), strict=True))

@@ -114,12 +114,13 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
     old = CompactUNet.from_teacher_folder(teacher)
     vae, guide = load_vae(str(teacher)), load_vae(vae_teacher)
     check_vae_teacher(guide, vae, options.channels)
-    unet = _expanded(old, options)
+    unet = expanded_unet(old, options.channels, options.variant)
     _check_room(to, unet, vae, device)
     wider = expand_autoencoder(vae, options.channels)
     wider.register_to_config(**taken_over(vae, guide))
     train, heldout = pictures.apart(options.heldout)
-    job = _Job(Distilled(wider, options.weight), unet, guide.requires_grad_(False).to(device), train, heldout.centres(), null_prompt(teacher, old, progress))
+    losses = GuidedLosses(guide.requires_grad_(False).to(device), null_prompt(teacher, old, progress), int(old.config.scheduler["num_train_timesteps"]))
+    job = _Job(Distilled(wider, options.weight), unet, losses, train, heldout.centres())
     work = to.with_name(f".{to.name}.training")
     origin = {"pictures": train.fingerprint, "teacher": str(teacher), "vae_teacher": vae_teacher, "weight": options.weight, "variant": options.variant}
     trainer, curves = job.run(options, work, origin, device, progress)
@@ -142,16 +143,16 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _expanded(old: CompactUNet, options: ExpansionOptions) -> CompactUNet:
+def expanded_unet(old: CompactUNet, channels: int, variant: Variant) -> CompactUNet:
     """The U-Net with more channels; it predicts noise, whatever it does natively."""
     stock = UNet2DConditionModel.from_config({key: value for key, value in old.config.items() if key not in ("architecture", "scheduler", "expansion")})
     stock.load_state_dict(old.state_dict())
-    wide = expand_unet(stock, options.channels, options.variant)
+    wide = expand_unet(stock, channels, variant)
     model: CompactUNet
-    if options.variant == "v2":
+    if variant == "v2":
         model = CompactUNet.of(wide, old.config.scheduler)
         return model
-    own = {"scheduler": dict(old.config.scheduler), "expansion": [options.variant, stock.config.in_channels]}
+    own = {"scheduler": dict(old.config.scheduler), "expansion": [variant, stock.config.in_channels]}
     model = CompactUNet.from_config({**wide.config, **own})
     model.load_state_dict(wide.state_dict())
     return model
@@ -173,41 +174,58 @@ def _check_room(to: Path, unet: nn.Module, vae: nn.Module, device: str) -> None:
 
 
 @dataclass(frozen=True)
+class GuidedLosses:
+    """Losses of Algorithm 2 on pictures `(B, 3, H, W)`.
+
+    Attributes:
+        guide: the teacher autoencoder, on the device to train on.
+        text: the null prompt, `(1, T, D)`.
+        timesteps: of the noise schedule.
+    """
+
+    guide: AutoencoderKL
+    text: Tensor
+    timesteps: int = 1000
+
+    def matching(self, network: nn.Module, images: Tensor, random: Generator) -> Tensor:
+        """Eq. (4), for a `Distilled`."""
+        del random
+        loss: Tensor = network(images, teacher_latents(self.guide, images))[0]
+        return loss
+
+    def denoising(self, network: nn.Module, images: Tensor, random: Generator) -> Tensor:
+        """Eq. (5) with Eq. (4) beside it, for a `Joint`."""
+        denoising, fit = self.both(network, images, random)
+        return denoising + fit
+
+    def both(self, network: nn.Module, images: Tensor, random: Generator) -> tuple[Tensor, Tensor]:
+        """The denoising loss and that of Eq. (4), of a `Joint`."""
+        wanted = teacher_latents(self.guide, images)
+        t = torch.randint(self.timesteps, (len(images),), generator=random).to(images.device)
+        noise = torch.randn(wanted.shape, generator=random).to(wanted)
+        losses: tuple[Tensor, Tensor] = network(images, wanted, self.text.to(images).expand(len(images), -1, -1), t, noise)
+        return losses
+
+
+@dataclass(frozen=True)
 class _Job:
     """The two trainings on one set of pictures."""
 
     distilled: Distilled
     unet: CompactUNet
-    guide: AutoencoderKL
+    losses: GuidedLosses
     pictures: PictureFolder
     heldout: Tensor
-    text: Tensor
 
     def run(self, options: ExpansionOptions, work: Path, origin: Mapping[str, Any], device: str, progress: Progress) -> tuple[Trainer, dict[str, Any]]:
         """The second trainer, and both curves."""
         joint = Joint(self.distilled, self.unet)
-        first = Trainer(self.distilled, self.pictures.crops, self._matching, options.autoencoder, device=device, origin=origin)
+        first = Trainer(self.distilled, self.pictures.crops, self.losses.matching, options.autoencoder, device=device, origin=origin)
         curve = first.run(work / "autoencoder", self.reconstruction, every=max(1, options.autoencoder.steps // 10), progress=progress)
         matched = block_key(origin=dict(origin), settings=asdict(replace(options.autoencoder, save_s=0)))
-        second = Trainer(joint, self.pictures.crops, self._denoising, options.joint, device=device, origin={"autoencoder": matched})
+        second = Trainer(joint, self.pictures.crops, self.losses.denoising, options.joint, device=device, origin={"autoencoder": matched})
         joined = second.run(work / "joint", self._judged, every=max(1, options.joint.steps // 10), progress=progress)
         return second, {"autoencoder": curve, "joint": joined}
-
-    def _matching(self, network: nn.Module, images: Tensor, random: Generator) -> Tensor:
-        del random
-        loss: Tensor = network(images, teacher_latents(self.guide, images))[0]
-        return loss
-
-    def _denoising(self, network: nn.Module, images: Tensor, random: Generator) -> Tensor:
-        denoising, fit = self._losses(network, images, random)
-        return denoising + fit
-
-    def _losses(self, network: nn.Module, images: Tensor, random: Generator) -> tuple[Tensor, Tensor]:
-        wanted = teacher_latents(self.guide, images)
-        t = torch.randint(int(self.unet.config.scheduler["num_train_timesteps"]), (len(images),), generator=random).to(images.device)
-        noise = torch.randn(wanted.shape, generator=random).to(wanted)
-        losses: tuple[Tensor, Tensor] = network(images, wanted, self.text.to(images).expand(len(images), -1, -1), t, noise)
-        return losses
 
     def reconstruction(self, network: nn.Module) -> dict[str, float]:
         """Held-out PSNR in dB (pictures in [-1, 1], a peak of 2)."""
@@ -224,7 +242,7 @@ class _Job:
         assert isinstance(network, Joint)
         random = Generator().manual_seed(0)
         device = network.distilled.vae.device
-        losses = [float(self._losses(network, picture.to(device), random)[0]) for picture in torch.split(self.heldout, 4)]
+        losses = [float(self.losses.both(network, picture.to(device), random)[0]) for picture in torch.split(self.heldout, 4)]
         return {"heldout_loss": sum(losses) / len(losses), **self.reconstruction(network.distilled)}
 
 
