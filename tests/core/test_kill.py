@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from nas.errors import NasError
+from nas.job import search
 from nas.record import Record
+from tests.core.test_cli import nas
+
+ROOT = Path(__file__).parents[2]
 
 
 def command(workdir: Path, optimizer: str) -> list[str]:
@@ -75,3 +79,60 @@ def test_an_interrupted_search_prints_how_to_go_on(tmp_path: Path, number: signa
         pytest.skip("the search was done before the signal came")
     assert process.returncode == code, stderr
     assert "Go on with: nas search --space synthetic:3 --eps 0.003" in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ["calibration", "workers"])
+def test_a_calibration_and_a_search_with_workers_that_are_killed_lose_nothing(tmp_path: Path, rows: str) -> None:
+    result = tmp_path / "kills.json"
+    command = ["benchmarks/kills.py", "--rows", rows, "--optimizers", "random", "--kills", "3", "--to", str(result)]
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    (row,) = json.loads(result.read_text())["rows"]
+    assert row["kills"] == 3
+    assert row["identical_end"]
+    assert row["acknowledged_lost"] == row.get("recomputed", 0) == row.get("partial_files", 0) == 0
+
+
+DEADLY = """
+import os, signal
+from dataclasses import replace
+from nas.names import resolve_space
+
+class Deadly:
+    def __init__(self, inner):
+        self.inner = inner
+    def measure(self, candidates, eps=()):
+        if {candidate} in map(tuple, candidates):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner.measure(candidates, eps)
+
+class Space:
+    inner = resolve_space("synthetic:3")
+    space = inner.space
+    def fingerprint(self):
+        return self.inner.fingerprint()
+    def costs(self):
+        return self.inner.costs()
+    def prepare(self, progress):
+        task = self.inner.prepare(progress)
+        return replace(task, evaluator=Deadly(task.evaluator))
+
+def make_space():
+    return Space()
+"""
+
+
+@pytest.mark.slow
+def test_a_candidate_that_always_kills_its_worker_is_one_failed_trial_and_the_search_goes_on(tmp_path: Path) -> None:
+    alone = search("synthetic:3", 0.005, optimizer="random", trials=8, workdir=None)
+    doomed = alone.study.trials[3].candidate
+    file = tmp_path / "deadly.py"
+    file.write_text(DEADLY.format(candidate=doomed))
+    options = ["--space", f"{file}:make_space", "--eps", "0.005", "--optimizer", "random", "--trials", "8", "--workers", "2", "--workdir", str(tmp_path)]
+    done = nas("search", *options, "--name", "run", "--json", "--quiet")
+    assert done.returncode in (0, 3), done.stderr
+    found = rows(tmp_path)
+    assert len(found) == 8
+    assert [candidate for _, candidate, *_, state in found if state == "failed"] == [doomed]
+    with Record(tmp_path / "run" / "study.db", read_only=True) as record:
+        assert [trial.reason for trial in record.trials() if trial.state == "failed"] == ["no worker survived it in 3 attempts: killed by signal 9"]

@@ -39,15 +39,17 @@ class Fail:
 
 @dataclass(frozen=True)
 class Die:
-    """Kills its worker; only the first time where there is a file to remember that in."""
+    """Kills its worker; only so many times where there is a file to remember that in."""
 
     memory: Path | None = None
+    times: int = 1
 
     def __call__(self, place: Workplace) -> str:
-        if self.memory is not None and self.memory.exists():
-            return "alive"
         if self.memory is not None:
-            self.memory.touch()
+            with self.memory.open("a+") as file:
+                file.write("x")
+            if self.memory.stat().st_size > self.times:
+                return "alive"
         os.kill(os.getpid(), signal.SIGKILL)
         return "never"
 
@@ -58,7 +60,7 @@ def hang(place: Workplace) -> None:
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[LocalWorkers]:
-    with LocalWorkers(SPACE, 2, attempts=2) as workers:
+    with LocalWorkers(SPACE, 2) as workers:
         yield workers
 
 
@@ -76,14 +78,14 @@ def test_an_error_of_the_user_comes_back_as_it_is_and_a_bug_with_its_traceback(w
         workers.submit(Fail(False)).result()
 
 
-def test_a_task_whose_worker_died_is_tried_again(workers: LocalWorkers, tmp_path: Path) -> None:
-    assert workers.submit(Die(tmp_path / "died")).result() == "alive"
-    assert workers.state == "0 of 2 workers busy, 1 replaced"
+def test_a_task_whose_worker_died_twice_is_tried_a_third_time(workers: LocalWorkers, tmp_path: Path) -> None:
+    assert workers.submit(Die(tmp_path / "died", times=2)).result() == "alive"
+    assert workers.state == "0 of 2 workers busy, 2 replaced"
 
 
 def test_a_task_that_no_worker_survives_fails_alone(workers: LocalWorkers) -> None:
     doomed, other = workers.submit(Die()), workers.submit(Square(3))
-    with pytest.raises(WorkerLost, match="2 attempts: killed by signal 9"):
+    with pytest.raises(WorkerLost, match="3 attempts: killed by signal 9"):
         doomed.result()
     assert other.result()[0] == 9
 

@@ -1,0 +1,235 @@
+"""What the verbs that show, compare and export print, for people and as JSON, on small runs."""
+
+import json
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nas as toolkit
+from nas.blocks.store import BlockStore
+from nas.cli import dashboard
+from nas.errors import InputError
+from nas.executor import CalibrateBlock, Measure, Origin, ReceiveBlocks, Workplace
+from nas.record import RunDirectory
+from nas.trial import Trial
+from tests.core.test_cli import nas
+from tests.core.test_executor import TOY
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a landscape, with two eps and a bound."""
+    workdir = tmp_path_factory.mktemp("runs")
+    toolkit.search("synthetic:3", (0.005, 0.02), workdir=workdir, name="demo", trials=10, where=("macs<=90%",), optimizer="additive")
+    return workdir / "demo"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a network, its blocks and measured values beside it in `home`."""
+    folder = tmp_path_factory.mktemp("network")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAS_HOME", str(folder / "home"))
+        toolkit.search(TOY, (0.05, 0.5), workdir=folder, name="demo", trials=6, optimizer="random")
+    return folder / "demo"
+
+
+def shown(*arguments: str) -> str:
+    done = nas(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Path) -> None:
+    text = shown("explain", str(searched))
+    assert text.count("replaced: ") == 2
+    assert "macs <= " in text
+    assert "at eps " in text
+    assert "cheaper neighbours, least divergent first" in text
+    assert "what stages trade" in text
+    only = shown("explain", str(searched), "--eps", "0.02")
+    assert "eps 0.02: params" in only
+    assert only.count("replaced: ") == 1
+
+
+def test_explain_as_json_has_a_row_an_eps_and_refuses_another_eps(searched: Path) -> None:
+    assert [row["eps"] for row in json.loads(shown("explain", str(searched), "--json"))] == [0.005, 0.02]
+    refused = nas("explain", str(searched), "--eps", "0.3")
+    assert refused.returncode == 2
+    assert "it has: 0.005, 0.02" in refused.stderr
+
+
+def test_explain_of_a_network_shows_the_interactions_of_replaced_stages(network: Path) -> None:
+    assert "interactions: what two swaps add" in " ".join(shown("explain", str(network), "--eps", "0.5").split())
+
+
+def test_optimizers_are_compared_as_a_table_json_and_plot(tmp_path: Path) -> None:
+    asked = ("compare", "--space", "synthetic:3", "--eps", "0.005", "--optimizers", "random, threshold", "--seeds", "2", "--trials", "4", "--quiet")
+    text = shown(*asked, "--plot", str(tmp_path / "regret.svg"))
+    assert "random" in text
+    assert "threshold" in text
+    assert (tmp_path / "regret.svg").read_text().startswith("<svg")
+    assert {row["optimizer"] for row in json.loads(shown(*asked, "--where", "macs<=95%", "--json"))} == {"random", "threshold"}
+    nobody = nas("compare", "--eps", "0.1", "--optimizers", " , ")
+    assert nobody.returncode == 2
+    assert "names none" in nobody.stderr
+
+
+def test_a_table_is_written_and_searched(tmp_path: Path) -> None:
+    table = tmp_path / "t.npz"
+    assert "candidates in" in shown("tabulate", "--space", "synthetic:3", "--to", str(table), "--quiet")
+    result = json.loads(shown("search", "--space", f"table:{table}", "--eps", "0.02", "--trials", "5", "--workdir", str(tmp_path), "--json", "--quiet"))
+    assert result["n_trials"] <= 5
+    assert nas("tabulate", "--space", "synthetic:3", "--to", str(table)).returncode == 2
+
+
+def test_a_space_is_shown_with_every_block(home: Path) -> None:
+    assert " candidates\n" in shown("spaces", "show", "synthetic:3")
+    table = json.loads(shown("spaces", "show", TOY, "--json"))
+    assert [choice["name"] for choice in table["stages"][0]["choices"]] == ["teacher", "half", "tiny"]
+    assert "also: --space path/to/file.py:function" in nas("spaces").stderr
+
+
+def test_blocks_are_calibrated_and_candidates_measured_for_people(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAS_HOME", str(network.parent / "home"))
+    monkeypatch.delenv("NAS_MAX_DISK", raising=False)
+    text = shown("calibrate", "--space", TOY, "--max-disk", "1G", "--quiet")
+    monkeypatch.delenv("NAS_MAX_DISK", raising=False)
+    assert "calibration error" in text
+    assert "tiny" in text
+    assert [s["name"] for s in json.loads(shown("calibrate", "--space", TOY, "--json", "--quiet"))["stages"]] == ["a", "b", "c"]
+    assert "the teacher, nothing replaced" in shown("measure", "--space", TOY, "--candidate", "teacher", "--quiet")
+    assert "held-out L" in shown("measure", "--space", TOY, "--candidate", "a=half,c=tiny", "--quiet")
+    assert nas("calibrate", "--space", TOY, "--max-disk", "much").returncode == 2
+
+
+def test_winners_and_other_candidates_are_exported(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAS_HOME", str(network.parent / "home"))
+    several = nas("export", str(network), "--to", str(tmp_path / "x"))
+    assert several.returncode == 2
+    assert "choose one with --eps" in several.stderr
+    assert "no winner for eps 0.3" in nas("export", str(network), "--eps", "0.3", "--to", str(tmp_path / "x")).stderr
+    shown("export", str(network), "--eps", "0.5", "--to", str(tmp_path / "winner"))
+    shown("export", str(network), "--candidate", "a=half", "--trust", "--to", str(tmp_path / "half"))
+    assert (tmp_path / "winner" / "manifest.json").is_file()
+    assert json.loads((tmp_path / "half" / "architecture.json").read_text())
+    again = nas("export", str(network), "--eps", "0.5", "--to", str(tmp_path / "winner"))
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_a_space_without_models_exports_none(searched: Path, tmp_path: Path) -> None:
+    done = nas("export", str(searched), "--candidate", "teacher", "--to", str(tmp_path / "x"))
+    assert done.returncode == 2
+    assert "has no models to export" in done.stderr
+    assert "has no saved winner" in nas("export", str(searched), "--to", str(tmp_path / "x")).stderr
+
+
+def test_cite_names_what_a_run_used(searched: Path) -> None:
+    keys = [row["key"] for row in json.loads(shown("cite", str(searched), "--json"))]
+    assert shown("cite", str(searched)).count("\n@") + 1 == len(keys)
+    assert len(shown("cite")) > 0
+
+
+def test_the_cache_is_shown_verified_and_pruned_for_people(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(network.parent / "home", home)
+    monkeypatch.setenv("NAS_HOME", str(home))
+    assert "half" in shown("cache", "list")
+    assert "6 blocks, 0 damaged" in shown("cache", "verify")
+    block = next((home / "blocks").rglob("block.safetensors"))
+    block.write_bytes(block.read_bytes()[:-1])
+    damaged = nas("cache", "verify")
+    assert damaged.returncode == 2
+    assert "6 blocks, 1 damaged" in damaged.stdout
+    assert "1 folders of blocks" in shown("cache", "prune", "--dry-run")
+    assert "removed" in shown("cache", "prune", "--all")
+    assert list(BlockStore(home / "blocks").keys()) == []
+
+
+def test_a_search_on_which_nothing_could_be_measured_says_why(tmp_path: Path) -> None:
+    file = tmp_path / "t.npz"
+    divergence = np.full(4, np.inf)
+    divergence[0] = 0.0
+    np.savez(file, sizes=np.array([2, 2]), divergence=divergence, cost_params=np.array([[2.0, 1.0], [2.0, 1.0]]))
+    done = nas("search", "--space", f"table:{file}", "--eps", "0.1", "--optimizer", "random", "--workdir", str(tmp_path), "--name", "run")
+    assert done.returncode in (0, 3)
+    assert "Traceback" not in done.stderr
+    assert "trials" in shown("show", str(tmp_path / "run"))
+
+
+def test_the_dashboard_follows_a_run_and_refuses_a_port_that_is_taken(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna_dashboard")
+    run = tmp_path / "run"
+    shutil.copytree(searched, run)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = nas("dashboard", str(run), "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert "give another --port" in done.stderr
+    import optuna
+
+    from nas.dashboard import mirror
+    from nas.findings import read_run
+
+    storage = optuna.storages.InMemoryStorage()
+    mirror(read_run(run), storage)
+    before = len(storage.get_all_trials(0))
+    with RunDirectory(run).record() as record:
+        known = [trial.candidate for trial in record.trials()]
+        free = next((*known[0][:-1], k) for k in range(2) if (*known[0][:-1], k) not in known)
+        record.add(Trial(before, free, {"params": 1.0, "macs": 1.0}, 0.5, 0.1, 1))
+    monkeypatch.setattr(dashboard, "REFRESH_S", 0.01)
+    over = threading.Event()
+    follower = threading.Thread(target=dashboard._follow, args=(run, storage, over))
+    follower.start()
+    until = time.monotonic() + 60
+    while len(storage.get_all_trials(0)) == before and time.monotonic() < until:
+        time.sleep(0.01)
+    over.set()
+    follower.join()
+    assert len(storage.get_all_trials(0)) == before + 1
+
+
+def test_a_workers_tasks_are_what_one_process_does(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Workplace(Origin(TOY))
+    assert CalibrateBlock("a", "half")(here) == {}
+    assert ("a", "half") not in here.space.missing_blocks()  # type: ignore[attr-defined]
+    monkeypatch.setenv("NAS_HOME", str(tmp_path / "elsewhere"))
+    apart = Workplace(Origin(TOY, apart=True))
+    packed = {key: block for stage in "abc" for choice in ("half", "tiny") for key, block in CalibrateBlock(stage, choice)(apart).items()}
+    assert len(packed) == 6
+    monkeypatch.setenv("NAS_HOME", str(tmp_path / "third"))
+    third = Workplace(Origin(TOY, apart=True))
+    ReceiveBlocks(packed)(third)
+    assert third.space.missing_blocks() == []  # type: ignore[attr-defined]
+    measured, values = Measure((1, 1, 1), (0.05,))(third)
+    assert values is not None
+    assert measured.divergence == pytest.approx(values.mean(), abs=4 * measured.stderr)
+    beside, _ = Measure((1, 2, 1), (0.05,), complete={(1, 1, 1): values})(third)
+    heldout, _ = Measure((1, 1, 1), heldout=True)(third)
+    assert beside.divergence is not None
+    assert heldout.divergence is not None
+
+
+def test_a_workers_space_that_comes_out_differently_is_refused() -> None:
+    with pytest.raises(InputError, match="comes out differently"):
+        Workplace(Origin("synthetic:3", fingerprint={"teacher": "other"}))
+
+
+def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(searched, run)
+    with RunDirectory(run).record() as record:
+        record._db.execute("DELETE FROM facts WHERE name = 'result'")
+    summary: dict[str, Any] = json.loads(shown("show", str(run), "--json"))
+    assert summary["stopped"] == "interrupted"
+    assert len(summary["winners"]) == 2
+    assert "teacher and winners" in shown("show", str(run))
