@@ -20,8 +20,6 @@ from nas.optimizers.enumeration import Halved, Ints, PairTable, Region
 from nas.problem import Floats
 
 BLOCK = 1 << 15
-TOLD = 1
-"""Whether the coarse pass uses the variance that forms tell; 0 to compare."""
 SAMPLE = 4096
 PROBES = 64
 STEPS = np.concatenate([np.linspace(-6, 6, 49), np.geomspace(6.5, 1000, 24)])
@@ -101,14 +99,14 @@ class View:
         return np.stack([mean, np.broadcast_to(sd, mean.shape)]).astype(np.float64)
 
     def _of(self, values: Sequence[Floats]) -> tuple[Floats, Floats]:
-        told = TOLD * self.belief.told_variance(values)
+        told = self.belief.told_variance(values)
         told += np.float32(self.rest)
         return self.belief.combine(values), np.sqrt(told, out=told)
 
     def matched(self, i: Ints, j: Ints, x: Ints) -> "View":
         """The same with the constant that fits the exact sd of listed candidates best."""
         exact = np.square(standard_deviation(self.belief, x))
-        told = TOLD * self.belief.told_variance([form.at(i, j) for form in self.forms])
+        told = self.belief.told_variance([form.at(i, j) for form in self.forms])
         rest = max(float(np.median(exact - told)), self.belief.gp.noise_sd**2)
         return replace(self, rest=rest, widest=float(np.sqrt(max(exact.max(), rest))))
 

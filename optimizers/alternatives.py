@@ -122,9 +122,16 @@ class Categorical:
         same = x.T[:, None, :] == np.arange(k)[None, :, None]  # (S, K, n)
         first_stage = 1 + len(kernel.RATES)
         unary = np.stack([variances[first_stage + s] * (same[s] @ alpha) for s in range(n_stages)])
-        by_kind = (2 * n_stages) ** -0.5 * variances[-1] * (kernel.counts(self.gp.x).numpy().T @ alpha)
+        by_kind = (2 * n_stages) ** -0.5 * variances[-2] * (kernel.counts(self.gp.x).numpy().T @ alpha)
         unary += by_kind[kernel.kinds.numpy()]
-        table = PairTable(unary, constant=float(variances[0] * alpha.sum()))
+        gained = kernel.gained(self.gp.x).numpy()
+        kind_pairs = variances[-1] / (2 * n_stages) * (gained.T @ (gained * alpha[:, None]))  # (J, J)
+        swap = np.eye(len(kind_pairs))[kernel.kinds.numpy()]  # (S, K, J)
+        swap -= swap[:, :1]
+        pair = 2 * np.einsum("ski,ij,tlj->stkl", swap, kind_pairs, swap, optimize=True)
+        unary += pair[np.arange(n_stages), np.arange(n_stages), np.arange(k)[:, None], np.arange(k)[:, None]].T / 2
+        pair[np.arange(n_stages), np.arange(n_stages)] = 0.0
+        table = PairTable(unary, pair, float(variances[0] * alpha.sum()))
         factors = np.concatenate([np.where(same, 1.0, rate) for rate in kernel.RATES], axis=2)
         weights = np.concatenate([variances[1 + i] * alpha for i in range(len(kernel.RATES))])
         return (ProductSum(table, weights, factors),)

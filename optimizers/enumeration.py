@@ -175,6 +175,8 @@ class ProductSum:
         weights = self.weights * np.prod([self.factors[s, region.base[s]] for s in region.fixed], axis=0)
         rows = _products(self.factors, region.left_stages, region.left) * weights
         columns = _products(self.factors, region.right_stages, region.right).T
+        if plain.rows is not None and plain.columns is not None:
+            rows, columns = np.concatenate([rows, plain.rows], axis=1), np.concatenate([columns, plain.columns])
         return Halved(plain.left, plain.right, rows, columns)
 
 

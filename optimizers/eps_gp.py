@@ -12,14 +12,13 @@ from botorch.models import SingleTaskGP
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # a dependency of botorch
 
 from nas.errors import InputError
-from nas.optimizers.acquisition import Goal, Limit, feasibility, score
+from nas.optimizers.acquisition import Goal, Limit, feasibility
 from nas.optimizers.batches import select_batch
 from nas.optimizers.beliefs import Record
 from nas.optimizers.botorch_model import as_botorch
 from nas.optimizers.domain import Domain
 from nas.optimizers.enumeration import Ints, PairTable
 from nas.optimizers.forecast import cheapest_cost, quantiles
-from nas.optimizers.foresight import foreseen
 from nas.optimizers.selection import Weighted, believe
 from nas.optimizers.stopping import Statement, for_one_eps, probability_of_any
 from nas.problem import Floats, Problem
@@ -29,10 +28,9 @@ from nas.trial import Trial
 SHORTLIST = 256
 FOR_STATEMENT = 2048
 ENUMERABLE = 20_000_000
-STALL = 6
-STALL_STRIDE = 3
-AHEAD = 0.0
-"""Weight of the measurement after next; 0 to look at the next alone."""
+STALL = 12
+STALL_STRIDE = 4
+"""After `STALL` proposals without improvement one in `STALL_STRIDE` measures a block alone: rarely, since it is mostly one that nothing is hoped from."""
 LEAST_TRIALS = 5
 """Measurements before which the models are not trusted to stop a search."""
 
@@ -102,22 +100,11 @@ class EpsGP:
         search, x = self._open(trials, under_way, n)
         if not len(x):
             return []
-        if AHEAD and n == 1 and not under_way and len(trials) > 1:
-            return [self._foreseen_best(search, x)]
         untried = self._untried_block(trials, under_way, search)
         given = [candidate for candidate in (*under_way, untried) if candidate is not None and any(candidate)]
         picks = select_batch(search.goal, x, self._cost(x), given, self._cost(np.array(given, dtype=np.int64).reshape(-1, x.shape[1])), n)
         rows = [tuple(row) for row in picks.tolist()]
         return (rows if untried is None else [untried, *(row for row in rows if row != untried)])[:n]
-
-    def _foreseen_best(self, search: Search, x: Ints) -> Candidate:
-        """The listed candidate or single swap that is worth most, the measurement after it included."""
-        x = x[np.argsort(-score(search.goal, x, self._cost(x)), kind="stable")]
-        listed = {tuple(row) for row in x.tolist()}
-        swaps = [tuple(int(k) if t == s else 0 for t in range(x.shape[1])) for s, kept in enumerate(search.domain.kept) for k in kept if k]
-        new = [swap for swap in swaps if swap not in listed and swap not in search.seen and self.problem.allowed(np.array([swap]))[0]]
-        x = np.concatenate([x, np.array(new, dtype=np.int64).reshape(-1, x.shape[1])])
-        return tuple(x[int(np.argmax(foreseen(search.goal, x, self._cost(x), AHEAD)))].tolist())
 
     def _open(self, trials: Sequence[Trial], under_way: Sequence[Candidate], n: int) -> tuple[Search, Ints]:
         """The search and its best candidates; among dominated choices too once the others have nothing left, none if the search is over."""

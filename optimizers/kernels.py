@@ -245,7 +245,7 @@ class AdditiveKernel(SumOfParts):
 
 
 class HammingKernel(SumOfParts):
-    """Covariance of categorical inputs: decays with the number of differing stages at two rates; linear in choices and in counts of kinds.
+    """Covariance of categorical inputs: decays with the number of differing stages at two rates; linear in choices, linear and quadratic in counts of kinds.
 
     Args:
         n_stages, n_choices: `S`, `K`.
@@ -253,12 +253,17 @@ class HammingKernel(SumOfParts):
     """
 
     RATES = (0.5, 0.85)
+    KINDS = (Part("kinds", 0.3, 1.0), Part("kind_pairs", 0.3, 1.0))
 
     def __init__(self, n_stages: int, n_choices: int, kinds: Tensor | None = None) -> None:
         rates = [Part(f"rate{i}", 0.6, 0.7) for i in range(len(self.RATES))]
-        super().__init__([Part("constant", 2.0), *rates, *(Part(f"stage{s}", 0.4, 1.0) for s in range(n_stages)), Part("kinds", 0.3, 1.0)])
+        super().__init__([Part("constant", 2.0), *rates, *(Part(f"stage{s}", 0.4, 1.0) for s in range(n_stages)), *self.KINDS])
         self.n_choices = n_choices
         self.kinds = torch.arange(n_stages * n_choices).reshape(n_stages, n_choices) if kinds is None else kinds
+
+    def gained(self, x: Tensor) -> Tensor:
+        """How many blocks of each kind more than the teacher has, on the scale of `counts`, `(n, S) -> (n, J)`."""
+        return self.counts(x) - self.counts(torch.zeros_like(x[:1]))
 
     def counts(self, x: Tensor) -> Tensor:
         """How many blocks of each kind, over the root of twice the number of stages, `(n, S) -> (n, J)`."""
@@ -271,7 +276,10 @@ class HammingKernel(SumOfParts):
         same = (x1[:, None, :] == x2[None, :, :]).double()
         differing = same.shape[2] - same.sum(2)
         decays = [torch.ones_like(differing), *(rate**differing for rate in self.RATES)]
-        return torch.cat([torch.stack(decays), same.permute(2, 0, 1), (self.counts(x1) @ self.counts(x2).T)[None]])
+        kinds = [self.counts(x1) @ self.counts(x2).T, (self.gained(x1) @ self.gained(x2).T).square()]
+        return torch.cat([torch.stack(decays), same.permute(2, 0, 1), torch.stack(kinds)])
 
     def diagonal(self, x: Tensor) -> Tensor:
-        return torch.cat([torch.ones(len(self.layout) - 1, x.shape[0], dtype=torch.float64), self.counts(x).square().sum(1)[None]])
+        plain = torch.ones(len(self.layout) - len(self.KINDS), x.shape[0], dtype=torch.float64)
+        kinds = [self.counts(x).square().sum(1), self.gained(x).square().sum(1).square()]
+        return torch.cat([plain, torch.stack(kinds)])

@@ -11,7 +11,7 @@ from nas.optimizers.alternatives import fit_additive, fit_categorical, soft_log,
 from nas.optimizers.beliefs import Belief, Record, standard_deviation
 from nas.optimizers.botorch_model import as_botorch
 from nas.optimizers.compounding import Compounding, fit_compounding
-from nas.optimizers.enumeration import Region
+from nas.optimizers.enumeration import PairTable, Region
 from nas.optimizers.hints import Hints
 from nas.optimizers.kernels import AdditiveKernel, CompoundingKernel, HammingKernel, SumOfParts
 from nas.optimizers.selection import pooled_weights
@@ -101,6 +101,20 @@ def test_a_fitted_model_agrees_with_botorch(belief: Belief) -> None:
     assert np.allclose(belief.mean(x), posterior.mean[:, 0].numpy(), atol=2e-3)
     sd = np.sqrt(posterior.variance[:, 0].numpy() + belief.gp.noise_sd**2)
     assert np.allclose(standard_deviation(belief, x), sd, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [0, 14])
+def test_the_variance_that_the_compounding_model_tells_is_that_of_its_single_blocks(n: int) -> None:
+    belief = fitted(n)[0] if n else fit_compounding(np.zeros((len(SIZES), K)), present(), record(0))
+    assert isinstance(belief, Compounding)
+    x = whole_space()
+    told_sd = np.sqrt(belief.told_variance([form.at(x) for form in belief.forms if isinstance(form, PairTable)]))
+    exact = standard_deviation(belief, x)
+    assert np.corrcoef(told_sd, exact)[0, 1] > 0.8
+    if not n:  # of a single swap nothing else is in doubt but the exponent
+        single = (x > 0).sum(1) == 1
+        rest = belief.gp.noise_sd**2 + 0.15**2 * np.square(np.log(belief.base[np.nonzero(x[single])[1], x[single].max(1)]) - belief.kernel.centre)
+        assert np.allclose(np.square(exact[single]), np.square(told_sd[single]) + rest)
 
 
 @pytest.mark.parametrize("belief", fitted(), ids=lambda belief: belief.name)
