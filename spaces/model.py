@@ -53,8 +53,8 @@ def model_space(
         call: `(model, inputs) -> output`, for signatures that take more than tensors by name or position.
         constants: further keyword arguments of the model.
         loss: the task's own loss `(output, samples) -> float`, reported on held-out samples.
-        reuse: whether to look for the data flow between stages by torch.fx, so that candidates share what they agree on; where that
-            fails, whole passes are run, and a note says why.
+        reuse: whether to look for the data flow between stages, by torch.fx and then by torch.export, so that candidates share what they
+            agree on; where both fail, whole passes are run, and a note says why.
         rules: what is allowed, on `{stage: choice name}`; `nas.spaces.rules.Forbid` forbids a combination.
         costs: further additive costs, name -> number of a module; `--minimize` and `--where` take them.
         calibration: how blocks are fitted.
@@ -85,4 +85,10 @@ def _graph(whole: CutModel, data: Splits, reuse: bool) -> tuple[StageGraph, tupl
     try:
         return trace(whole, data.fit), ()
     except NotTraceable as reason:
-        return whole, (f"candidates are measured by whole passes of the model, which cannot be traced: {reason}",)
+        untraced = reason
+    from nas.exported import export
+
+    try:
+        return export(whole, data.fit), ()
+    except NotTraceable as reason:
+        return whole, (f"candidates are measured by whole passes of the model, which cannot be traced: {untraced}; {reason}",)
