@@ -2,9 +2,10 @@
 
 No figure means anything but seconds and memory. The networks are those of the recipe: SD1.5's U-Net (860 M parameters), autoencoder (84 M) and text encoder
 (123 M), and FLUX's autoencoder (16 channels, 84 M), from which the expansion learns; `--width 32` divides their widths by ten, to try the script itself. Every
-entry of the recipe stays but those that say how much, where and how close: `SHORT`. The same command goes on where it was stopped.
+entry of the recipe stays but those that say how much, where and how close: `SHORT`. `--expanded` leaves the first step out, which at full width takes 19 GB: it
+starts from a sixteen-channel U-Net and autoencoder with random weights instead. The same command goes on where it was stopped.
 
-    python benchmarks/sd15_rehearsal.py --photographs FOLDER [--device cuda] [--width 320] [--work build/rehearsal] [--out FOLDER]
+    python benchmarks/sd15_rehearsal.py --photographs FOLDER [--device cuda] [--width 320] [--expanded] [--work build/rehearsal] [--out FOLDER]
 """
 
 import argparse
@@ -25,10 +26,10 @@ from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.recipe import Recipe, run
 
 SHORT: dict[str, dict[str, Any]] = {
-    "expand": {"size": 64, "first": None, "heldout": 2, "steps": 3, "joint_steps": 2, "batch": 2, "accumulate": 2},
-    "search": {"eps": 1e9, "trials": 3},  # of random networks every candidate is as good as any other
+    "expand": {"size": 64, "heldout": 2, "steps": 3, "joint_steps": 2, "batch": 2, "accumulate": 2},
+    "search": {"eps": 1e9, "trials": 3, "calibration_steps": 2},  # of random networks every candidate is as good as any other
     "finetune": {"steps": 3, "batch": 2, "accumulate": 2},
-    "photographs": {"held_out": ["Aqua.jpg"], "longest": 320, "crops": 16, "size": 64},
+    "photographs": {"held_out": ["Aqua.jpg"], "longest": 160, "crops": 16, "size": 64},
     "adapt": {"steps": 3, "batch": 2, "accumulate": 2},
     "distill": {"steps": 3, "batch": 2, "accumulate": 2, "targets": 4, "teacher_steps": 2},
     "evaluate": {"steps": [1, 2]},
@@ -47,18 +48,20 @@ def autoencoder(channels: int, width: int, **config: Any) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def write_teacher(folder: Path, guide: Path, width: int) -> dict[str, int]:
-    """A diffusers folder like SD1.5's and one like FLUX's autoencoder, with random weights; their parameters."""
+def write_teacher(folder: Path, guide: Path, width: int, channels: int, latent: int) -> dict[str, int]:
+    """A diffusers folder like SD1.5's and one like FLUX's autoencoder, with random weights; their parameters. `latent` is the side of samples."""
     torch.manual_seed(0)
     text = 768 if width == FULL else 48
     widths = tuple(width * factor for factor in (1, 2, 4, 4))
     groups = 32 if width == FULL else 4
-    unet = UNet2DConditionModel(sample_size=8, block_out_channels=widths, cross_attention_dim=text, norm_num_groups=groups)
+    unet = UNet2DConditionModel(
+        sample_size=latent, in_channels=channels, out_channels=channels, block_out_channels=widths, cross_attention_dim=text, norm_num_groups=groups
+    )
     heads, layers = (12, 12) if width == FULL else (2, 1)
     encoder = CLIPTextModel(
         CLIPTextConfig(hidden_size=text, intermediate_size=4 * text, num_attention_heads=heads, num_hidden_layers=layers, projection_dim=text)
     )
-    modules: dict[str, nn.Module] = {"unet": unet, "vae": autoencoder(4, width, scaling_factor=0.18215), "text_encoder": encoder}
+    modules: dict[str, nn.Module] = {"unet": unet, "vae": autoencoder(channels, width, scaling_factor=0.18215), "text_encoder": encoder}
     for name, module in modules.items():
         module.save_pretrained(folder / name)  # type: ignore[operator]
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
@@ -80,14 +83,16 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def shortened(recipe: Path, work: Path, photographs: Path) -> Recipe:
+def shortened(recipe: Path, work: Path, photographs: Path, expanded: bool) -> Recipe:
     """The recipe on our folders, with little to do."""
     content = read_toml(recipe)
     content["expand"] |= {"teacher": str(work / "sd15"), "vae_teacher": str(work / "flux"), "data": [str(photographs)]}
     content["search"]["data"] = content["photographs"]["folder"] = str(photographs)
     for name, table in SHORT.items():
-        content[name] |= {key: value for key, value in table.items() if value is not None}
-        content[name] = {key: value for key, value in content[name].items() if key not in table or table[key] is not None}
+        content[name] |= table
+    if expanded:
+        del content["expand"]
+        content["search"]["teacher"] = str(work / "sd15")
     return Recipe.of(content, recipe)
 
 
@@ -97,6 +102,8 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", type=int, default=FULL)
+    parser.add_argument("--expanded", action="store_true")
+    parser.add_argument("--latent", type=int, default=8, help="side of the samples that the search is done on")
     parser.add_argument("--work", type=Path, default=Path("build/rehearsal"))
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--threads", type=int, default=1)
@@ -104,14 +111,16 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     about = asked.work / "params.json"
     if not about.is_file():
-        found = write_teacher(asked.work / "sd15", asked.work / "flux", asked.width)
+        found = write_teacher(asked.work / "sd15", asked.work / "flux", asked.width, 16 if asked.expanded else 4, asked.latent)
         about.write_text(json.dumps(found))
     begun = time.monotonic()
-    steps = run(shortened(asked.recipe, asked.work, asked.photographs), asked.work / "runs", Terminal(), asked.device)
+    steps = run(shortened(asked.recipe, asked.work, asked.photographs, asked.expanded), asked.work / "runs", Terminal(), asked.device)
     made = TOCSRPipeline.from_pretrained(next(step.path for step in steps if step.step == "distill"))
     content = {
         "device": asked.device,
         "width": asked.width,
+        "expanded": asked.expanded,
+        "latent": asked.latent,
         "params": json.loads(about.read_text()) | {"one-step unet": sum(p.numel() for p in made.unet.parameters())},
         "steps": [{"step": step.step, "seconds": step.seconds, "fingerprint": step.fingerprint} for step in steps],
         "seconds": round(time.monotonic() - begun, 1),

@@ -130,4 +130,6 @@ def _show_finetuned(result: dict[str, Any]) -> None:
         shown.add_row(name, f"{result['before'][key]:.4g}", f"{result['after'][key]:.4g}", teacher)
     out.print(shown)
     print_legend("L", "held-out L")
+    if result["after"]["divergence"] > result["before"]["divergence"] and not result["distillation"]:
+        out.print("L rose, as the denoising objective alone asks for the noise and not for the teacher; --distill 1 lowered both on the embedded teacher")
     out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from nas.blocks.calibration import CalibrationSettings
 from nas.data import Samples
+from nas.errors import InputError
 from nas.evaluators.divergence import Settings
 from nas.evaluators.numerics import Numerics
 from nas.graph import StageGraph
@@ -21,14 +24,22 @@ from nas.spaces.tocsr.teacher import EMBEDDED, load_teacher
 from nas.spaces.tocsr.unet import unet_graph
 
 
-def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | None = None, device: str = "cpu", numerics: str = "fp32") -> NetworkSpace:
+def tocsr_unet(
+    teacher: str = EMBEDDED,
+    library: str = "default",
+    data: str | None = None,
+    device: str = "cpu",
+    numerics: str = "fp32",
+    calibration_steps: int | None = None,
+) -> NetworkSpace:
     """The space of a teacher: "embedded", a diffusers folder or a hub id (these need a folder of pictures as `data`).
 
-    Candidates are measured with the given `numerics`, such as "bf16,channels_last"; see `Numerics`.
+    Candidates are measured with the given `numerics`, such as "bf16,channels_last"; see `Numerics`. Blocks are fitted in at most `calibration_steps`,
+    by default those of `CalibrationSettings`.
 
     Divergence is L_gen, Eq. (11) of [TOC-SR], on the noise prediction; the task loss is the denoising loss, Eq. (16).
     """
-    evaluation = Settings(numerics=Numerics.parse(numerics))
+    evaluation, calibration = Settings(numerics=Numerics.parse(numerics)), _calibration(calibration_steps)
     found = load_teacher(teacher, data, device)
     unet = found.unet
 
@@ -42,9 +53,18 @@ def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | No
     graph = unet_graph(unet)
     stages = stages_of(graph, library)
     return NetworkSpace(
-        "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, evaluation=evaluation, notes=found.notes, legend=LEGEND,
-        references=bk_sdm_designs(stages),
+        "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, calibration=calibration, evaluation=evaluation, notes=found.notes,
+        legend=LEGEND, references=bk_sdm_designs(stages),
     )  # fmt: skip
+
+
+def _calibration(steps: int | None) -> CalibrationSettings:
+    usual = CalibrationSettings()
+    if steps is None:
+        return usual
+    if steps < 1:
+        raise InputError(f"calibration_steps must be at least 1, got {steps}")
+    return replace(usual, max_steps=steps, check_every=min(steps, usual.check_every))
 
 
 def _architecture(graph: StageGraph, chosen: Mapping[str, tuple[Choice, nn.Module]]) -> dict[str, Any]:

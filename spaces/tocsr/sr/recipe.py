@@ -94,12 +94,13 @@ class Expanding:
 
 @dataclass(frozen=True, slots=True)
 class Searching:
-    """The search: of `nas search`'s options those that a recipe needs."""
+    """The search: of `nas search`'s options those that a recipe needs, and the longest calibration of a block."""
 
     eps: float = 0.005
     teacher: str = EMBEDDED
     data: str | None = None
     library: str | None = None
+    calibration_steps: int | None = None
     trials: int = 60
     seed: int = 0
 
@@ -327,7 +328,10 @@ def _expand(table: Mapping[str, Any], to: Path, device: str, progress: Progress)
 
 
 def _search(asked: Searching, folder: Path, device: str, progress: Progress) -> Path:
-    options = {"teacher": asked.teacher, "data": asked.data, "library": asked.library, "device": None if device == "cpu" else device}
+    options = {
+        "teacher": asked.teacher, "data": asked.data, "library": asked.library, "device": None if device == "cpu" else device,
+        "calibration_steps": asked.calibration_steps,
+    }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     result = search("tocsr_unet", asked.eps, space_options=given, workdir=folder, name="search", trials=asked.trials, seed=asked.seed, progress=progress)
     winner = result.to_json()["winners"][0]

@@ -182,3 +182,11 @@ def test_embedded_teachers_and_their_versions_can_be_named() -> None:
     assert tight.notes == ("teacher: embedded-tight-v1, 9 of 9 stages active (docs/embedded_teacher.md)",)
     with pytest.raises(InputError, match="no teacher folder 'embedded-v0'; give 'embedded', 'embedded-tight'"):
         load_teacher("embedded-v0")
+
+
+def test_calibration_can_be_cut_short_which_makes_other_blocks() -> None:
+    short, usual = tocsr_unet(calibration_steps=3), tocsr_unet()
+    assert (short.calibration.max_steps, short.calibration.check_every) == (3, 3)
+    assert short.fingerprint()["library"] != usual.fingerprint()["library"]
+    with pytest.raises(InputError, match="calibration_steps must be at least 1, got 0"):
+        tocsr_unet(calibration_steps=0)
