@@ -43,7 +43,7 @@ def tocsr_unet(teacher: str = EMBEDDED, library: str = "default", data: str | No
     stages = stages_of(graph, library)
     return NetworkSpace(
         "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, evaluation=evaluation, notes=found.notes, legend=LEGEND,
-        references=bk_sdm_designs(stages),
+        references=bk_sdm_designs(stages), levels="timestep",
     )  # fmt: skip
 
 
