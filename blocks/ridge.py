@@ -26,10 +26,10 @@ Error = Callable[[], Tensor]
 LARGEST = 4096
 """Inputs of a map (channels times taps) above which it is left as it is: solving would take longer than fitting."""
 
-ROWS, ROWS_EACH = 32768, 16
-"""Rows of `X` at most, in all and for each input of the map, spread evenly over the samples."""
+ROWS, ROWS_EACH, WORK = 32768, 16, 1 << 31
+"""Rows of `X` at most; of them so many for each input of the map, or what so many multiply-adds of `X^T X` allow, whichever is more."""
 
-SAMPLES = 128
+SAMPLES = 256
 """Samples that the rows come from, at least, if there are so many."""
 
 CHUNK = 1 << 24
@@ -101,7 +101,8 @@ def _solvable(module: nn.Module) -> bool:
 
 def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: Tensor, heldout: Tensor, error: Error, before: Tensor) -> Tensor | None:
     """Solves one end; the block's error with the change, None if that was not kept."""
-    most = min(ROWS, ROWS_EACH * module.weight[0].numel())
+    inputs = module.weight[0].numel()
+    most = min(ROWS, max(ROWS_EACH * inputs, WORK // inputs**2))
     system = _system(block, module, output, features, fit, most)
     changes = _solutions(system)
     if not changes:
