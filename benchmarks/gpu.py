@@ -179,6 +179,7 @@ def calibrating(network: NetworkSpace, steps: int, batch: int | None = None) -> 
     """One block of each stage: the engine, the naive loop and the block's own passes, in turn."""
     settings = replace(network.calibration, max_steps=steps, check_every=min(25, steps), patience=10_000, finish=False)
     settings = settings if batch is None else replace(settings, batch_size=batch)
+    paired = replace(network, calibration=settings)
     features_s = seconds(lambda: collect_features(network.graph, [s.name for s in network.stages], network.data.fit, Quiet(), batch_size=settings.batch_size))
     rows = []
     for stage in network.stages:
@@ -190,7 +191,7 @@ def calibrating(network: NetworkSpace, steps: int, batch: int | None = None) -> 
             made: nn.Module = recipe.build(network.graph[stage.name].module)
             return made
 
-        own(block(), features, 3, settings.batch_size)
+        own(paired, features, block(), 3)
         engine, again = block(), block()
         rows.append(
             {
@@ -198,8 +199,8 @@ def calibrating(network: NetworkSpace, steps: int, batch: int | None = None) -> 
                 "engine": seconds(calibrate_block, engine, features, settings),
                 "engine again": seconds(calibrate_block, again, features, settings),
                 "with the linear ends solved": seconds(calibrate_block, block(), features, replace(settings, finish=True)),
-                "naive": seconds(naive, network, stage, block(), steps, settings.batch_size),
-                "own": seconds(own, block(), features, steps, settings.batch_size),
+                "naive": seconds(naive, paired, features, block(), steps),
+                "own": seconds(own, paired, features, block(), steps),
                 "same weights twice": all(torch.equal(a, b) for a, b in zip(engine.parameters(), again.parameters(), strict=True)),
             }
         )

@@ -1,8 +1,9 @@
 """Feature-wise distillation: each surrogate block is fitted alone to imitate the teacher's block (Eq. 7-8 of [TOC-SR])."""
 
 import math
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,16 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from nas.blocks.building import build_block
-from nas.blocks.features import FeatureBank, FeatureBudget, Features
+from nas.blocks.features import FeatureBank, FeatureBudget, Features, split_features
 from nas.blocks.fit import CalibrationSettings as CalibrationSettings
 from nas.blocks.fit import Diverged as Diverged
+from nas.blocks.fit import Fit, fit_together
 from nas.blocks.fit import calibrate_block as calibrate_block
+from nas.blocks.levels import errors_by_level
 from nas.blocks.store import BlockRecord, BlockStore, block_key
+from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.data import Samples
+from nas.devices import repeatable
 from nas.errors import DamagedFile, DoesNotFit
 from nas.graph import StageGraph
 from nas.progress import Notes, Progress
 from nas.space import Choice, Stage
+
+SAVE_S = 30.0
+"""Seconds between two savings of blocks that are being fitted."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class CalibratedBlock:
 class Calibrator:
     """Fits what the store lacks, for the stages of one teacher on one `fit` set.
 
-    Blocks are fitted where the teacher is; `rest` is where they are handed out, by default there too.
+    Blocks are fitted where the teacher is; `rest` is where they are handed out, by default there too. `levels` names the input that says how noisy a
+    sample is, if there is one.
     """
 
     graph: StageGraph
@@ -45,6 +54,7 @@ class Calibrator:
     settings: CalibrationSettings = field(default_factory=CalibrationSettings)
     budget: FeatureBudget | None = None
     rest: torch.device | None = None
+    levels: str | None = None
 
     def key(self, stage: Stage, choice: Choice) -> str:
         """Content key of a block: teacher, stage, recipe, data and settings."""
@@ -81,23 +91,56 @@ class Calibrator:
             return
         bank = FeatureBank(self.graph, self.samples, list(dict.fromkeys(stage.name for stage, _ in missing)), self.budget)
         bank.get(missing[0][0].name, progress)
-        for stage, choice in progress.track(missing, "calibrating blocks"):
-            self.calibrate(stage, choice, bank.get(stage.name, Notes(progress)))
+        stored = self._fitted(missing, bank, progress)
+        for _ in progress.track(missing, "calibrating blocks"):
+            next(stored)
 
-    def calibrate(self, stage: Stage, choice: Choice, features: Features) -> None:
-        """Fits one block and stores it, or stores the reason why it could not be fitted."""
-        started = time.monotonic()
-        record = BlockRecord(stage.name, choice.name, choice.recipe.spec if choice.recipe else {}, None)
-        weights: dict[str, Tensor] = {}
-        try:
-            module = self._build(stage, choice)
-            curve: list[tuple[int, float]] = []
-            errors, steps = calibrate_block(module, features, self.settings, curve.append)
-            weights = module.state_dict()
-            record = replace(record, error=sum(errors.values()) / len(errors), errors=errors, steps=steps, curve=tuple(curve))
-        except Diverged as failure:
-            record = replace(record, reason=str(failure))
-        self.store.put(self.key(stage, choice), replace(record, seconds=round(time.monotonic() - started, 3)), weights)
+    def _fitted(self, missing: list[tuple[Stage, Choice]], bank: FeatureBank, progress: Progress) -> Iterator[Choice]:
+        """Fits the blocks, those of a stage together; yields each when it is stored."""
+        for stage in dict.fromkeys(stage for stage, _ in missing):
+            yield from self.calibrate(stage, [choice for s, choice in missing if s is stage], bank.get(stage.name, Notes(progress)))
+
+    def calibrate(self, stage: Stage, choices: Sequence[Choice], features: Features) -> Iterator[Choice]:
+        """Fits blocks of one stage together; yields each once it, or the reason why it could not be fitted, is stored.
+
+        Every `SAVE_S` seconds the unfinished ones are saved, and go on from there if this process is killed.
+        """
+        fits = {choice.name: self._begun(stage, choice, features) for choice in choices}
+        saved = time.monotonic()
+        with repeatable(self.graph.device or "cpu"):
+            for fit, ended in fit_together(list(fits.values()), features, self.settings):
+                if ended:
+                    choice = next(choice for choice in choices if fits.get(choice.name) is fit)
+                    self._put(stage, choice, fits.pop(choice.name), features)
+                    yield choice
+                elif time.monotonic() - saved > SAVE_S:
+                    for choice in choices:
+                        if choice.name in fits:
+                            save_checkpoint(self.store.unfinished(self.key(stage, choice)), fits[choice.name].state())
+                    saved = time.monotonic()
+
+    def _begun(self, stage: Stage, choice: Choice, features: Features) -> Fit:
+        """A fit from the start, or from where a killed process saved it."""
+        fit = Fit(self._build(stage, choice), features.step, features.output_variances, self.settings)
+        path = self.store.unfinished(self.key(stage, choice))
+        if path.exists():
+            try:
+                fit.restore(load_checkpoint(path))
+            except Exception:  # damaged, or of another form: only time is lost
+                return Fit(self._build(stage, choice), features.step, features.output_variances, self.settings)
+        return fit
+
+    def _put(self, stage: Stage, choice: Choice, fit: Fit, features: Features) -> None:
+        errors = dict(zip(features.step.writes, fit.errors.tolist(), strict=True))
+        record = BlockRecord(stage.name, choice.name, choice.recipe.spec if choice.recipe else {}, None, seconds=round(fit.seconds, 3), reason=fit.failure)
+        if not fit.failure:
+            record = replace(record, error=sum(errors.values()) / len(errors), errors=errors, steps=fit.steps, curve=tuple(fit.curve))
+            if self.levels is not None:
+                _, heldout = split_features(features, self.settings.heldout)
+                record = replace(record, by_level=errors_by_level(fit.block, features, heldout, self.samples.inputs[self.levels]))
+        key = self.key(stage, choice)
+        self.store.put(key, record, {} if fit.failure else fit.block.state_dict())
+        shutil.rmtree(self.store.unfinished(key).parent, ignore_errors=True)
 
     def _load(self, stage: Stage, choice: Choice, progress: Progress) -> CalibratedBlock | None:
         key = self.key(stage, choice)

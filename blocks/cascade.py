@@ -61,8 +61,9 @@ class Cascade:
         try:
             errors, steps = calibrate_block(module.requires_grad_(True), replace(features, writes=_answers(features)), self._settings)
         except Diverged as failure:
-            return replace(block.record, error=None, errors={}, reason=str(failure)), {}
-        record = replace(block.record, error=sum(errors.values()) / len(errors), errors=errors, steps=steps, seconds=round(time.monotonic() - started, 3))
+            return replace(block.record, error=None, errors={}, by_level={}, reason=str(failure)), {}
+        error, seconds = sum(errors.values()) / len(errors), round(time.monotonic() - started, 3)
+        record = replace(block.record, error=error, errors=errors, by_level={}, steps=steps, seconds=seconds)
         return record, dict(module.state_dict())
 
     def _stored(self, key: str, block: CalibratedBlock, module: nn.Module) -> CalibratedBlock:

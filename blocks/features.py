@@ -115,7 +115,8 @@ class StageFeatures:
         return tuple(self._rows(value, rows) for value in self.reads), tuple(self._rows(value, rows) for value in self.writes)
 
     def _rows(self, value: Tensor | Shards, rows: Tensor) -> Tensor:
-        chosen = value[moved(rows, value.device)]
+        near = moved(rows, value.device)
+        chosen = value.index_select(0, near) if isinstance(value, Tensor) else value[near]
         return chosen if self.device is None else moved(chosen, self.device)
 
     @cached_property

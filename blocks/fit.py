@@ -1,16 +1,28 @@
-"""The fit of one surrogate block to what the teacher's block wrote (Eq. 8 of [TOC-SR]): batches without waiting, looked at every so many steps."""
+"""Surrogate blocks of one stage fitted to what the teacher's block wrote (Eq. 8 of [TOC-SR]), side by side on the same batches.
+
+Between two looks at the held-out error nothing waits for the device. Blocks fitted together come out as they would alone, bit for bit.
+"""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas.blocks.features import Features, split_features
+from nas.blocks.flat import FlatParameters
 from nas.blocks.ridge import solve_ends
 from nas.devices import repeatable
-from nas.graph import call_step
+from nas.graph import Step, call_step
+
+WATCHED = 48
+"""Held-out samples that are looked at during a fit, at least, if there are so many; the error that counts is over all of them."""
+
+Batch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""What the stage read and wrote on some samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +43,7 @@ class CalibrationSettings:
     heldout: float = 0.2
     seed: int = 0
     finish: bool = True
-    version: int = 1
+    version: int = 2
 
 
 class Diverged(Exception):
@@ -42,113 +54,170 @@ class Fit:
     """A block on its way: its own weights, the optimizer's, and the best so far.
 
     Attributes:
-        errors: the best held-out error so far, `(n_outputs,)`.
-        seen: the held-out error at the last look.
+        steps: taken so far.
+        seconds: spent on this block alone.
+        errors: of the best state, MSE / variance by output; over the watched samples until `end`, then over all held-out ones.
+        curve: (steps, mean of `errors`) at every look, and last what the finished block has.
+        failure: why it was given up; empty if it was not.
     """
 
-    def __init__(self, block: nn.Module, features: Features, settings: CalibrationSettings) -> None:
-        self.block, self._features, self._settings = block, features, settings
-        self._rows, self._heldout = split_features(features, settings.heldout)
-        self._order = torch.Generator().manual_seed(settings.seed)
-        self._parameters = [p for p in block.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adam(self._parameters, lr=settings.lr) if self._parameters else None
+    def __init__(self, block: nn.Module, step: Step, variances: Sequence[float], settings: CalibrationSettings) -> None:
+        self.block, self._step, self._variances, self._settings = block, step, variances, settings
+        self._flat = FlatParameters([p for p in block.parameters() if p.requires_grad])
+        self._optimizer = torch.optim.Adam(self._flat.vectors, lr=settings.lr, fused=True) if self._flat.vectors else None
+        self._losses: list[Tensor] = []
         self._kept: dict[str, Tensor] | None = None
         self._stale = 0
-        self.steps = 0
-        self.errors = self.seen = self._look()
+        self.steps, self.seconds, self.failure = 0, 0.0, ""
+        self.curve: list[tuple[int, float]] = []
+        self.errors = torch.full((len(variances),), math.inf)
 
     @property
     def done(self) -> bool:
         """Whether further steps are not worth it."""
-        return self._optimizer is None or self.steps >= self._settings.max_steps or self._stale >= self._settings.patience
+        return bool(self.failure) or self._optimizer is None or self.steps >= self._settings.max_steps or self._stale >= self._settings.patience
 
-    def advance(self) -> None:
-        """Takes the steps up to the next look at the held-out error.
+    def advance(self, batch: Batch) -> None:
+        """One step; nothing in here waits for the device."""
+        assert self._optimizer is not None
+        started = time.perf_counter()
+        self._optimizer.param_groups[0]["lr"] = self._lr(self.steps)
+        self._flat.zero_grad()
+        loss = relative_errors(self.block, self._step, self._variances, batch).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._flat.vectors, 1.0)
+        self._optimizer.step()
+        self._losses.append(loss.detach())
+        self.steps += 1
+        self.seconds += time.perf_counter() - started
 
-        Raises:
-            Diverged: a loss was not finite.
-        """
-        losses, first = self._step_on(), self.steps - self._settings.check_every
-        if not torch.isfinite(losses).all():
-            bad = int((~torch.isfinite(losses)).nonzero()[0])
-            raise Diverged(f"loss became {losses[bad].item()} at step {first + bad}, lr {self._lr(first + bad):.1e}")
-        errors = self.seen = self._look()
-        self._stale = 0 if errors.mean() < self.errors.mean() * (1 - self._settings.tolerance) else self._stale + 1
-        if errors.mean() < self.errors.mean():
+    def judge(self, errors: Tensor) -> None:
+        """Takes the held-out errors of the present state; keeps it if it is the best."""
+        losses, self._losses = self._losses, []
+        finite = torch.isfinite(torch.stack(losses)) if losses else torch.ones(1, dtype=torch.bool)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            step = self.steps - len(losses) + bad
+            self.failure = f"loss became {losses[bad].item()} at step {step}, lr {self._lr(step):.1e}"
+            return
+        self.curve.append((self.steps, float(errors.mean())))
+        if losses:
+            self._stale = 0 if errors.mean() < self.errors.mean() * (1 - self._settings.tolerance) else self._stale + 1
+        if not losses or errors.mean() < self.errors.mean():
             self.errors, self._kept = errors, {name: value.detach().clone() for name, value in self.block.state_dict().items()}
 
-    def end(self) -> None:
-        """The best state seen, its ends solved.
+    def end(self, features: Features, fit: Tensor, heldout: Tensor) -> None:
+        """The best state seen, its ends solved, its error over all held-out samples."""
+        started = time.perf_counter()
+        self._flat.release()
+        if self._kept is not None and self.steps:
+            self.block.load_state_dict(self._kept)
+        self.errors = held_out_errors(self.block, features, heldout)
+        if self._settings.finish and torch.isfinite(self.errors).all():
+            solve_ends(self.block, features, fit, heldout, lambda: held_out_errors(self.block, features, heldout).mean())
+            self.errors = held_out_errors(self.block, features, heldout)
+        if not torch.isfinite(self.errors).all():
+            self.failure = f"held-out error is {self.errors.tolist()} after {self.steps} steps"
+        self.curve.append((self.steps, float(self.errors.mean())))
+        self.seconds += time.perf_counter() - started
+
+    def state(self) -> dict[str, Any]:
+        """Everything that further steps depend on, between two of them after a look."""
+        return {
+            "steps": self.steps, "curve": self.curve, "stale": self._stale, "seconds": self.seconds, "errors": self.errors, "kept": self._kept,
+            "block": dict(self.block.state_dict()), "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state` was taken.
 
         Raises:
-            Diverged: its held-out error is not finite.
+            Exception: it is the state of another block; nothing says which part of it fails first.
         """
-        if self._kept is not None:
-            self.block.load_state_dict(self._kept)
-        finite = bool(torch.isfinite(self.errors).all())
-        if self._settings.finish and finite and solve_ends(self.block, self._features, self._rows, self._heldout, lambda: self._look().mean()):
-            self.errors = self._look()
-        if not torch.isfinite(self.errors).all():
-            raise Diverged(f"held-out error is {self.errors.tolist()} after {self.steps} steps")
-
-    def _step_on(self) -> Tensor:
-        """So many steps, whose losses it returns; nothing in here waits for the device."""
-        assert self._optimizer is not None
-        settings, losses = self._settings, []
-        for rows in self._rows[torch.randint(len(self._rows), (settings.check_every, settings.batch_size), generator=self._order)]:
-            self._optimizer.param_groups[0]["lr"] = self._lr(self.steps)
-            loss = relative_errors(self.block, self._features, rows).mean()
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self._parameters, 1.0)
-            self._optimizer.step()
-            self.steps += 1
-            losses.append(loss.detach())
-        return torch.stack(losses)
+        self.block.load_state_dict(state["block"])
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+        own = self.block.state_dict()
+        self._kept = None if state["kept"] is None else {name: value.to(own[name].device) for name, value in state["kept"].items()}
+        self.steps, self._stale, self.seconds = int(state["steps"]), int(state["stale"]), float(state["seconds"])
+        self.curve = [(int(steps), float(error)) for steps, error in state["curve"]]
+        self.errors = state["errors"].to(next(iter(own.values())).device)
 
     def _lr(self, step: int) -> float:
         return self._settings.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * step / self._settings.max_steps)) / 2)
 
-    def _look(self) -> Tensor:
-        return held_out_errors(self.block, self._features, self._heldout)
+
+def fit_together(fits: Sequence[Fit], features: Features, settings: CalibrationSettings) -> Iterator[tuple[Fit, bool]]:
+    """Fits the blocks of one stage to the end; after each look yields every block looked at and whether it has ended.
+
+    All are fitted on the same batches, each read once: what step `k` sees follows from the seed and `k` alone.
+    """
+    fit, heldout = split_features(features, settings.heldout)
+    watched = heldout[:: max(1, len(heldout) // WATCHED)]
+    fresh = [one for one in fits if one.steps == 0]
+    for one, errors in zip(fresh, errors_of([one.block for one in fresh], features, watched), strict=True):
+        one.judge(errors)
+    going = list(fits)
+    while going:
+        for one in [one for one in going if one.done]:
+            going.remove(one)
+            if not one.failure:
+                one.end(features, fit, heldout)
+            yield one, True
+        at = min((one.steps for one in going), default=0)
+        now = [one for one in going if one.steps == at]
+        for rows in fit[_drawn(len(fit), at, settings)] if now else ():
+            batch = features.batch(rows)
+            for one in now:
+                one.advance(batch)
+        for one, errors in zip(now, errors_of([one.block for one in now], features, watched), strict=True):
+            one.judge(errors)
+            if not one.done:
+                yield one, False
 
 
-def calibrate_block(
-    block: nn.Module, features: Features, settings: CalibrationSettings, watch: Callable[[tuple[int, float]], object] | None = None
-) -> tuple[dict[str, float], int]:
-    """Fits the block in place; returns its held-out error (MSE / variance) by output name and the steps taken.
+def _drawn(n: int, at: int, settings: CalibrationSettings) -> Tensor:
+    """Which of `n` samples the steps from `at` to the next look see, `(check_every, batch_size)`."""
+    random = torch.Generator().manual_seed(settings.seed)
+    return torch.randint(n, (at + settings.check_every, settings.batch_size), generator=random)[at:]
 
-    `watch` is told (steps, held-out error) at every look, and last what the finished block has.
+
+def calibrate_block(block: nn.Module, features: Features, settings: CalibrationSettings) -> tuple[dict[str, float], int]:
+    """Fits one block in place; returns its held-out error (MSE / variance) by output name and the steps taken.
 
     Raises:
         Diverged: a loss or the held-out error is not finite.
     """
-    device = next((p.device for p in block.parameters()), torch.device("cpu"))
-    with repeatable(device):
-        fit = Fit(block, features, settings)
-        looks = [(0, fit.seen)]
-        while not fit.done:
-            fit.advance()
-            looks.append((fit.steps, fit.seen))
-        fit.end()
-    if watch is not None:
-        for steps, errors in (*looks, (fit.steps, fit.errors)):
-            watch((steps, float(errors.mean())))
+    fit = Fit(block, features.step, features.output_variances, settings)
+    with repeatable(next((p.device for p in block.parameters()), "cpu")):
+        for _ in fit_together([fit], features, settings):
+            pass
+    if fit.failure:
+        raise Diverged(fit.failure)
     return dict(zip(features.step.writes, fit.errors.tolist(), strict=True)), fit.steps
 
 
-def relative_errors(block: nn.Module, features: Features, rows: Tensor) -> Tensor:
-    """MSE / variance of each output on the given samples, `(n_outputs,)` (Eq. 8, each output scaled by its variance)."""
-    reads, targets = features.batch(rows)
-    written = call_step(features.step, block, reads)
-    errors = []
-    for value, target, variance in zip(written, targets, features.output_variances, strict=True):
-        errors.append((value - target).square().mean() / (variance or 1.0))
-    return torch.stack(errors)
+def relative_errors(block: nn.Module, step: Step, variances: Sequence[float], batch: Batch) -> Tensor:
+    """MSE / variance of each output on a batch, `(n_outputs,)` (Eq. 8, each output scaled by its variance)."""
+    reads, targets = batch
+    written = call_step(step, block, reads)
+    pairs = zip(written, targets, variances, strict=True)
+    return torch.stack([nn.functional.mse_loss(value, target) / (variance or 1.0) for value, target, variance in pairs])
 
 
-def held_out_errors(block: nn.Module, features: Features, rows: Tensor, batch_size: int = 64) -> Tensor:
-    """The same without gradients, over any number of samples."""
+def errors_of(blocks: Sequence[nn.Module], features: Features, rows: Tensor, batch_size: int = 64) -> list[Tensor]:
+    """The same for several blocks without gradients, over any number of samples, each read once."""
+    if not blocks:
+        return []
+    sums = [torch.zeros(())] * len(blocks)
     with torch.no_grad():
-        parts = [relative_errors(block, features, part) * len(part) for part in torch.split(rows, batch_size)]
-    return torch.stack(parts).sum(0) / len(rows)
+        for part in torch.split(rows, batch_size):
+            batch = features.batch(part)
+            errors = [relative_errors(block, features.step, features.output_variances, batch) * (len(part) / len(rows)) for block in blocks]
+            sums = [total.to(error) + error for total, error in zip(sums, errors, strict=True)]
+    return sums
+
+
+def held_out_errors(block: nn.Module, features: Features, rows: Tensor) -> Tensor:
+    """MSE / variance of each output on the given samples, `(n_outputs,)`."""
+    return errors_of([block], features, rows)[0]

@@ -9,6 +9,7 @@ Done before the fit instead of after it, the same solution is a better start but
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.blocks.features import Features
+from nas.devices import moved
 from nas.graph import call_step
 
 Error = Callable[[], Tensor]
@@ -24,10 +26,13 @@ Error = Callable[[], Tensor]
 LARGEST = 4096
 """Inputs of a map (channels times taps) above which it is left as it is: solving would take longer than fitting."""
 
-ROWS = 32768
-"""Rows of `X` at most, spread evenly over the samples."""
+ROWS, ROWS_EACH, WORK = 32768, 16, 1 << 31
+"""Rows of `X` at most; of them so many for each input of the map, or what so many multiply-adds of `X^T X` allow, whichever is more."""
 
-CHUNK = 1 << 26
+SAMPLES = 256
+"""Samples that the rows come from, at least, if there are so many."""
+
+CHUNK = 1 << 24
 """Numbers in the patches of one chunk of samples, at most."""
 
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -40,8 +45,11 @@ _Map = nn.Conv2d | nn.Linear
 @torch.no_grad()
 def solve_ends(block: nn.Module, features: Features, fit: Tensor, heldout: Tensor, error: Error) -> int:
     """Solves every end of every output in turn, on the rows `fit` of the features; how many were changed."""
-    modules = dict(block.named_modules())
-    return sum(_solve(block, modules[name], output, features, fit, heldout, error) for name, output in _ends(block, features, fit[:2]))
+    modules, changed, before = dict(block.named_modules()), 0, error()
+    for name, output in _ends(block, features, fit[:2]):
+        after = _solve(block, modules[name], output, features, fit, heldout, error, before)
+        changed, before = changed + (after is not None), before if after is None else after
+    return changed
 
 
 def _ends(block: nn.Module, features: Features, rows: Tensor) -> list[tuple[str, int]]:
@@ -91,42 +99,57 @@ def _solvable(module: nn.Module) -> bool:
     return plain and module.weight[0].numel() < LARGEST
 
 
-def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: Tensor, heldout: Tensor, error: Error) -> bool:
-    """Solves one end; whether the change was kept."""
-    x, r = _system(block, module, output, features, fit)
-    x_out, r_out = _system(block, module, output, features, heldout)
-    changes = _solutions(x.T @ x / len(x), x.T @ r / len(x))
+def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: Tensor, heldout: Tensor, error: Error, before: Tensor) -> Tensor | None:
+    """Solves one end; the block's error with the change, None if that was not kept."""
+    inputs = module.weight[0].numel()
+    most = min(ROWS, max(ROWS_EACH * inputs, WORK // inputs**2))
+    system = _system(block, module, output, features, fit, most)
+    changes = _solutions(system)
     if not changes:
-        return False
-    change = min(changes, key=lambda change: float((r_out - x_out @ change).square().mean()))
-    before, kept = error(), [parameter.clone() for parameter in module.parameters()]
+        return None
+    judge = _system(block, module, output, features, heldout, most // 4)
+    change, kept = min(changes, key=judge.residual), [parameter.clone() for parameter in module.parameters()]
     if module.bias is not None:
         module.bias += change[-1].to(module.bias)
         change = change[:-1]
     module.weight += change.T.reshape(module.weight.shape).to(module.weight)
-    if error() < before:
-        return True
+    after = error()
+    if after < before:
+        return after
     for parameter, old in zip(module.parameters(), kept, strict=True):
         parameter.copy_(old)
-    return False
+    return None
 
 
-def _solutions(square: Tensor, product: Tensor) -> list[Tensor]:
+@dataclass(frozen=True, slots=True)
+class _System:
+    """`X^T X / n` `(in, in)`, `X^T R / n` `(in, out)` and `|R|^2 / n`, summed in double precision."""
+
+    square: Tensor
+    product: Tensor
+    energy: Tensor
+
+    def residual(self, change: Tensor) -> float:
+        """`|X D - R|^2 / n`."""
+        return float(self.energy - 2 * (change * self.product).sum() + (change * (self.square @ change)).sum())
+
+
+def _solutions(system: _System) -> list[Tensor]:
     """`D` for every shrinkage at which the equations can be solved; by Cholesky, since eigenvalues of many equal zeros need not converge."""
-    found, scale = [], square.diagonal().mean()
+    found, scale, one = [], system.square.diagonal().mean(), torch.eye(len(system.square)).to(system.square)
     for shrinkage in SHRINKAGES:
-        factor, failed = torch.linalg.cholesky_ex(square + shrinkage * scale * torch.eye(len(square)).to(square))
+        factor, failed = torch.linalg.cholesky_ex(system.square + shrinkage * scale * one)
         if not failed:
-            found.append(torch.cholesky_solve(product, factor))
+            found.append(torch.cholesky_solve(system.product, factor))
     return found
 
 
-def _system(block: nn.Module, module: _Map, output: int, features: Features, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`X` and `R` of some samples, in double precision; at most `ROWS` rows, drawn evenly from the samples."""
-    xs, rs, random = [], [], torch.Generator().manual_seed(0)
+def _system(block: nn.Module, module: _Map, output: int, features: Features, rows: Tensor, most: int) -> _System:
+    """The equations over about `most` rows of `X`, drawn evenly from samples spread over all."""
     positions = features.batch(rows[:1])[1][output].numel() // module.weight.shape[0]
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), max(SAMPLES, -(-most // positions)))).long()]
     size = max(1, min(64, CHUNK // (positions * module.weight[0].numel())))
-    share = min(1.0, ROWS / (positions * len(rows)))
+    share, random, parts = min(1.0, most / (positions * len(rows))), torch.Generator().manual_seed(0), []
     for part in torch.split(rows, size):
         reads, targets = features.batch(part)
         read: list[Tensor] = []
@@ -134,11 +157,15 @@ def _system(block: nn.Module, module: _Map, output: int, features: Features, row
         written = call_step(features.step, block, reads)
         handle.remove()
         x, r = _patches(module, read[0]), _last(module, targets[output] - written[output])
-        chosen = torch.randperm(len(x), generator=random)[: max(1, round(share * len(x)))].to(x.device) if share < 1 else slice(None)
-        xs.append(x[chosen])
-        rs.append(r[chosen])
-    x = torch.cat(xs).double()
-    return torch.cat([x, x.new_ones(len(x), 1)], 1) if module.bias is not None else x, torch.cat(rs).double()
+        if share < 1:
+            chosen = moved(torch.randperm(len(x), generator=random)[: max(1, round(share * len(x)))], x.device)
+            x, r = x[chosen], r[chosen]
+        x, r = x.float(), r.float()
+        x = torch.cat([x, x.new_ones(len(x), 1)], 1) if module.bias is not None else x
+        parts.append((len(x), (x.T @ x).double(), (x.T @ r).double(), r.square().sum(dtype=torch.float64)))
+    n = sum(count for count, *_ in parts)
+    square, product, energy = (sum(column[1:], column[0]) / n for column in list(zip(*parts, strict=True))[1:])
+    return _System(square, product, energy)
 
 
 def _patches(module: _Map, value: Tensor) -> Tensor:

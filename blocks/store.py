@@ -24,7 +24,7 @@ _VERSION = 1
 _NUMBER = int | float
 _MANIFEST: Form = {
     "version": int, "key": str, "sha256": str, "stage": str, "choice": str, "spec": dict, "error": _NUMBER | None, "errors": {str: _NUMBER},
-    "steps": int, "seconds": _NUMBER, "reason": str, "curve?": [[_NUMBER]],
+    "steps": int, "seconds": _NUMBER, "reason": str, "curve?": [[_NUMBER]], "by_level?": {str: _NUMBER},
 }  # fmt: skip
 
 
@@ -32,7 +32,7 @@ _MANIFEST: Form = {
 class BlockRecord:
     """What is known of one calibrated block.
 
-    `error` is the mean over outputs of MSE / variance on held-out features; `errors` the same per output name.
+    `error` is the mean over outputs of MSE / variance on held-out features; `errors` the same per output name, `by_level` per range of noise levels.
     A block whose calibration failed has `reason` set and no weights. `curve` is the held-out error by steps, the finished block's last; empty where it
     was not kept.
     """
@@ -46,6 +46,7 @@ class BlockRecord:
     seconds: float = 0.0
     reason: str = ""
     curve: tuple[tuple[int, float], ...] = ()
+    by_level: Mapping[str, float] = field(default_factory=dict)
 
 
 def block_key(**parts: Any) -> str:
@@ -160,6 +161,10 @@ class BlockStore:
         """Where a block is kept, or would be."""
         return self.root / key[:2] / key
 
+    def unfinished(self, key: str) -> Path:
+        """Where the state of a fit is kept until the block is stored."""
+        return self.root / "unfinished" / key / "fit.safetensors"
+
     def _manifest(self, key: str) -> dict[str, Any]:
         path = self.folder(key) / "manifest.json"
         manifest: dict[str, Any] = read_json(path, _MANIFEST, _MANIFEST_LIMIT)
@@ -170,7 +175,7 @@ class BlockStore:
 
 def _record(manifest: Mapping[str, Any]) -> BlockRecord:
     curve = tuple((int(row[0]), float(row[1])) for row in manifest.get("curve", ()) if len(row) == 2)
-    return BlockRecord(**{name: manifest[name] for name in BlockRecord.__dataclass_fields__ if name != "curve"}, curve=curve)
+    return BlockRecord(**{name: manifest[name] for name in BlockRecord.__dataclass_fields__ if name in manifest and name != "curve"}, curve=curve)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

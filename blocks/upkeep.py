@@ -10,6 +10,7 @@ from nas.blocks.store import BlockRecord, BlockStore
 from nas.errors import DamagedFile, InputError
 
 _DRAFT_S = 3600.0  # a draft folder this old belongs to a process that was killed
+_UNFINISHED_S = 7 * 86400.0  # nobody goes on with a fit after so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,11 @@ def damage(store: BlockStore, key: str) -> str | None:
 
 
 def leftovers(store: BlockStore) -> list[Path]:
-    """Folders that are no blocks: moved aside as damaged, or drafts of processes that were killed."""
+    """Folders that are no blocks: moved aside as damaged, drafts of processes that were killed, fits that nobody went on with."""
     old = time.time() - _DRAFT_S
     found = [path for path in store.root.glob("??/*.damaged-*") if path.is_dir()]
     found += [path for path in store.root.glob("??/.draft-*") if path.is_dir() and path.stat().st_mtime < old]
+    found += [path for path in store.root.glob("unfinished/*") if path.is_dir() and path.stat().st_mtime < time.time() - _UNFINISHED_S]
     return sorted(found)
 
 

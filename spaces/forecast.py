@@ -64,7 +64,8 @@ def _training_step(network: "NetworkSpace", stage: Stage, block: nn.Module) -> C
         if n not in features:
             features[n] = collect_features(network.graph, [stage.name], network.data.fit.rows(slice(0, n)), Quiet())[stage.name]
         with torch.enable_grad():
-            relative_errors(block, features[n], torch.arange(n)).mean().backward()  # type: ignore[no-untyped-call]
+            batch, found = features[n].batch(torch.arange(n)), features[n]
+            relative_errors(block, found.step, found.output_variances, batch).mean().backward()  # type: ignore[no-untyped-call]
         block.zero_grad(set_to_none=True)
 
     return step

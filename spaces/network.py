@@ -65,6 +65,7 @@ class NetworkSpace:
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
         rules: what is allowed, on `{stage: choice name}`.
         extra_costs: further additive costs, name -> number of a module.
+        levels: the graph input that says how noisy a sample is, if there is one; calibration errors are kept by its ranges.
         strict_counts: whether both counters of multiply-adds must know every operator; see `count_costs`.
     """
 
@@ -86,6 +87,7 @@ class NetworkSpace:
     strict_counts: bool = True
     legend: str = ""
     references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    levels: str | None = None
 
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
@@ -119,7 +121,8 @@ class NetworkSpace:
 
     def calibrator(self) -> Calibrator:
         """What fits this space's surrogate blocks."""
-        return Calibrator(self.graph, self.teacher_key, self.data.fit, BlockStore(self.root / "blocks"), self.calibration, self.feature_budget)
+        store = BlockStore(self.root / "blocks")
+        return Calibrator(self.graph, self.teacher_key, self.data.fit, store, self.calibration, self.feature_budget, levels=self.levels)
 
     def costs(self) -> CostTable:
         """Exact costs of every choice, counted without calibrating anything."""
@@ -204,7 +207,7 @@ class NetworkSpace:
     def calibrate_block(self, stage: str, choice: str) -> None:
         """Calibrates one block into the store; the teacher's features are kept for the next."""
         found = next(s for s in self.stages if s.name == stage)
-        self.calibrator().calibrate(found, found.choices[found.index(choice)], self._features.get(stage, Quiet()))
+        list(self.calibrator().calibrate(found, [found.choices[found.index(choice)]], self._features.get(stage, Quiet())))
 
     def packed_blocks(self) -> dict[str, tuple[bytes, bytes]]:
         """Every block of the space that the store holds, by content key."""

@@ -32,10 +32,11 @@ def list_cache(json: options.Json = False) -> None:
     if json:
         print_json({"home": str(home), "blocks": blocks, "evaluations": {"candidates": count, "values": values, "bytes": nbytes}})
         return
-    shown = Table("key", "stage", "block", "calibration error", "bytes", "made")
+    shown = Table("key", "stage", "block", "calibration error", "by noise level, least first", "bytes", "made")
     for block in blocks:
         error = f"{block['error']:.4g}" if block["error"] is not None else block["reason"] or "damaged"
-        shown.add_row(block["key"][:12], block["stage"], block["choice"], error, amount(block["bytes"]), block["made"])
+        levels = " ".join(f"{value:.2g}" for value in block["by_level"].values())
+        shown.add_row(block["key"][:12], block["stage"], block["choice"], error, levels or "-", amount(block["bytes"]), block["made"])
     out.print(shown)
     out.print(f"{len(blocks)} blocks, {amount(sum(b['bytes'] for b in blocks))}B; {count} candidates measured on {values} samples in all, {amount(nbytes)}B")
     out.print(f"in {home}", soft_wrap=True)
@@ -118,6 +119,7 @@ def _row(stored: "Stored") -> dict[str, Any]:
         "choice": record.choice if record else None,
         "error": record.error if record else None,
         "reason": record.reason if record else "",
+        "by_level": dict(record.by_level) if record else {},
         "bytes": stored.nbytes,
         "seconds": record.seconds if record else None,
         "made": time.strftime("%Y-%m-%d %H:%M", time.localtime(stored.made)),

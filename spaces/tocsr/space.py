@@ -54,7 +54,7 @@ def tocsr_unet(
     stages = stages_of(graph, library)
     return NetworkSpace(
         "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, calibration=calibration, evaluation=evaluation, notes=found.notes,
-        legend=LEGEND, references=bk_sdm_designs(stages),
+        legend=LEGEND, references=bk_sdm_designs(stages), levels="timestep",
     )  # fmt: skip
 
 

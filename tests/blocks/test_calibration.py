@@ -10,7 +10,7 @@ from torch import nn
 from nas.blocks import calibration as module
 from nas.blocks.calibration import CalibrationSettings, Calibrator, calibrate_block, calibration_errors
 from nas.blocks.features import collect_features, split_features
-from nas.blocks.fit import relative_errors
+from nas.blocks.fit import held_out_errors
 from nas.blocks.store import BlockStore
 from nas.data import Splits
 from nas.graph import StageGraph
@@ -52,7 +52,7 @@ def test_calibration_lowers_the_heldout_error_of_every_output(graph: StageGraph,
     torch.manual_seed(1)
     block = Down(8)
     _, heldout = split_features(features)
-    before = relative_errors(block, features, heldout)
+    before = held_out_errors(block, features, heldout)
     errors, steps = calibrate_block(block, features, replace(FAST, max_steps=200))
     assert steps > 0
     assert set(errors) == {"h", "other"}

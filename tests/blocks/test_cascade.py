@@ -10,7 +10,7 @@ from nas.blocks import cascade as module
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, Diverged
 from nas.blocks.cascade import Cascade
 from nas.blocks.features import collect_features, split_features
-from nas.blocks.fit import relative_errors
+from nas.blocks.fit import held_out_errors
 from nas.blocks.store import BlockStore
 from nas.data import Splits
 from nas.graph import StageGraph, call_step
@@ -49,7 +49,7 @@ def test_blocks_are_fitted_to_what_the_teachers_block_makes_of_their_real_input(
     wanted = module._answers(features)
     assert torch.allclose(wanted[0], graph["c"].module(h, skip))
     rows = split_features(features)[1]
-    before, after = (float(relative_errors(blocks["c"].module, replace(features, writes=wanted), rows)) for blocks in (chosen, done))
+    before, after = (float(held_out_errors(blocks["c"].module, replace(features, writes=wanted), rows)) for blocks in (chosen, done))
     assert after < before
     assert done["c"].record.error == pytest.approx(after, rel=1e-3)
 

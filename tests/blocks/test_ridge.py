@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nas.blocks.calibration import CalibrationSettings, calibrate_block
 from nas.blocks.features import StageFeatures, split_features
-from nas.blocks.fit import relative_errors
+from nas.blocks.fit import held_out_errors
 from nas.blocks.ridge import _ends, solve_ends
 from nas.graph import Step
 
@@ -39,7 +39,7 @@ def solved(block: nn.Module, features: StageFeatures) -> tuple[int, float, float
     fit, heldout = split_features(features)
 
     def error() -> Tensor:
-        return relative_errors(block, features, heldout).mean()
+        return held_out_errors(block, features, heldout).mean()
 
     with torch.no_grad():
         before = float(error())
