@@ -1,15 +1,17 @@
 """Does a long search keep its memory, and does a reader beside it never fail and never hold it up?
 
-    python benchmarks/soak.py --to benchmarks/results/soak-DATE.json        (`make test-soak`)
+    python benchmarks/soak.py [--optimizers random,eps_gp] [--trials 2000] --to benchmarks/results/soak-DATE.json     (`make test-soak`)
 
-A search of 2,000 trials on a table of 4^6 candidates runs here, while another process reads its record again and again as `nas show` does.
-Memory is the resident set after each 100 trials; growth is that of the last over the one at 500, when everything is loaded and warm.
+`random` makes so many trials in one search on a table of 4^6 candidates; an optimizer with a model makes them in searches of 100 at most, one after the
+other in this process. Meanwhile another process reads the record of the newest again and again as `nas show` does. Memory is the resident set after
+every twentieth part; growth is that of the last over the one at a quarter, when everything is loaded and warm.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -26,7 +28,8 @@ from nas.record import RunDirectory
 from nas.summary import summarize
 from nas.table import Table, write_table
 
-TRIALS, WARM, EVERY = 2000, 500, 100
+MOST = {"random": 1_000_000}  # trials of one search
+EPS = (0.01, 0.003, 0.03, 0.005, 0.02)
 
 
 def make_table(path: Path) -> None:
@@ -41,14 +44,15 @@ def make_table(path: Path) -> None:
     write_table(path, Table(sizes, divergence, costs, errors))
 
 
-def read_on(run: Path, stop: Event, reads: Any, failures: Any) -> None:
-    """Reads the run until told to stop."""
+def read_on(runs: Path, stop: Event, reads: Any, failures: Any) -> None:
+    """Reads the newest run until told to stop."""
     while not stop.is_set():
-        if not (run / "study.db").exists():
+        begun = sorted(runs.glob("run*/study.db"))
+        if not begun:
             time.sleep(0.01)
             continue
         try:
-            directory = RunDirectory.open(run)
+            directory = RunDirectory.open(begun[-1].parent)
             with directory.record(read_only=True) as record:
                 summarize(directory, record)
             reads.value += 1
@@ -57,49 +61,54 @@ def read_on(run: Path, stop: Event, reads: Any, failures: Any) -> None:
         time.sleep(0.25)
 
 
-def soak(optimizer: str, folder: Path) -> dict[str, Any]:
-    """One search with a reader beside it."""
+def soak(optimizer: str, trials: int, folder: Path) -> dict[str, Any]:
+    """Searches with a reader beside them."""
     make_table(folder / "table.npz")
     context = multiprocessing.get_context("spawn")
     stop, reads, failures = context.Event(), context.Value("i", 0), context.SimpleQueue()
-    reader = context.Process(target=read_on, args=(folder / "runs" / "run", stop, reads, failures))
+    reader = context.Process(target=read_on, args=(folder / "runs", stop, reads, failures))
     reader.start()
-    process, memory = psutil.Process(os.getpid()), {}
+    process, memory, done, searches = psutil.Process(os.getpid()), dict[int, float](), 0, 0
 
     def on_trial(study: Any) -> None:
-        n = len(study.trials)
-        if n % EVERY == 0:
+        n = done + len(study.trials)
+        if n % (trials // 20) == 0:
             memory[n] = process.memory_info().rss / 2**20
 
-    started = time.monotonic()
-    result = search(f"table:{folder / 'table.npz'}", 0.01, workdir=folder / "runs", name="run", optimizer=optimizer, trials=TRIALS, on_trial=on_trial)
+    started, most = time.monotonic(), MOST.get(optimizer, 100)
+    while done < trials:
+        options = {"workdir": folder / "runs", "name": f"run{searches:05}", "optimizer": optimizer, "trials": min(trials - done, most), "seed": searches}
+        result = search(f"table:{folder / 'table.npz'}", EPS[searches % len(EPS)], on_trial=on_trial, **options)
+        done, searches = done + len(result.study.trials), searches + 1
     seconds = time.monotonic() - started
     stop.set()
     reader.join()
     found = []
     while not failures.empty():
         found.append(failures.get())
-    n_trials = len(result.study.trials)
+    warm = min(n for n in memory if n >= trials // 4)
     return {
-        "optimizer": optimizer, "n_trials": n_trials, "seconds": round(seconds, 1), "reads": reads.value, "failed_reads": found,
-        "rss_mb": {n: round(mb, 1) for n, mb in memory.items()}, "growth_percent": round(100 * (memory[n_trials] / memory[WARM] - 1), 2),
+        "optimizer": optimizer, "n_trials": done, "searches": searches, "seconds": round(seconds, 1), "reads": reads.value, "failed_reads": found,
+        "rss_mb": {n: round(mb, 1) for n, mb in memory.items()}, "growth_percent": round(100 * (memory[max(memory)] / memory[warm] - 1), 2),
     }  # fmt: skip
 
 
 def main() -> None:
     """Prints a row an optimizer, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optimizers", default="random,additive")
+    parser.add_argument("--optimizers", default="random,eps_gp")
+    parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--to", type=Path)
     asked = parser.parse_args()
     rows = []
     for optimizer in asked.optimizers.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(soak(optimizer, Path(folder)))
+            rows.append(soak(optimizer, asked.trials, Path(folder)))
         print(rows[-1], flush=True)
     if asked.to:
         versions = {package: version(package) for package in ("stage-nas", "torch", "numpy")}
-        asked.to.write_text(json.dumps({"command": "python benchmarks/soak.py", "versions": versions, "rows": rows}, indent=1) + "\n")
+        command = " ".join(["python", "benchmarks/soak.py", *sys.argv[1:]])
+        asked.to.write_text(json.dumps({"command": command, "versions": versions, "rows": rows}, indent=1) + "\n")
     if any(row["failed_reads"] or row["growth_percent"] >= 5 for row in rows):
         raise SystemExit("a read failed, or memory grew by 5 % or more")
 

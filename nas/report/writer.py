@@ -1,12 +1,12 @@
 """Keeps a run's `report.html` up to date while it is searched."""
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nas.errors import InputError
+from nas.files import write_whole
 from nas.findings import read_run
 from nas.progress import Progress
 from nas.report.forecast import forecast
@@ -30,12 +30,9 @@ def write_report(run: Path, to: Path | None = None, *, predict: bool = True) -> 
     findings = read_run(run)
     page = render(findings, forecast(findings) if predict else None)
     target = to or run / NAME
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(target)
+        write_whole(target, page.encode())
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise InputError(f"cannot write the report {target}: {error.strerror}; give another place with --to") from error
     return target
 

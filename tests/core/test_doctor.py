@@ -12,7 +12,9 @@ from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.doctor import Finding, examine
 from nas.errors import RunInUse
 from nas.files import write_manifest
+from nas.progress import Quiet
 from nas.record import RunDirectory
+from nas.report import ReportWriter
 from nas.trial import Trial
 from tests.core.test_cli import nas
 
@@ -135,3 +137,37 @@ def test_the_json_of_doctor_is_one_object(run: RunDirectory) -> None:
     found = json.loads(nas("doctor", str(run.path), "--json").stdout)
     assert found["sound"] is True
     assert {finding["what"] for finding in found["findings"]} == {"record", "run.toml", "winner", "blocks"}
+
+
+def test_changed_facts_and_a_winner_that_nothing_vouches_for_are_told(run: RunDirectory, home: Path) -> None:
+    with run.record() as record:
+        record._db.execute("UPDATE facts SET value = '{}' WHERE name = 'config'")
+    (run.path / "winner" / "manifest.json").write_text("{")
+    found = {finding.what: finding for finding in examine(run, home / "blocks")}
+    assert found["record"].state == "damaged"
+    assert found["winner"].state == "damaged"
+    assert "is not JSON" in found["winner"].detail
+    (run.path / "winner" / "manifest.json").unlink()
+    winner = {finding.what: finding for finding in examine(run, home / "blocks")}["winner"]
+    assert (winner.state, winner.detail) == ("absent", "it has no manifest.json that vouches for it")
+
+
+def test_a_report_of_a_damaged_run_says_what_is_lost_and_one_that_cannot_be_written_stops_nothing(run: RunDirectory, tmp_path: Path) -> None:
+    with run.record() as record:
+        record._db.execute("UPDATE facts SET value = '{}' WHERE name = 'blocks'")
+    assert nas("report", str(run.path), "--to", str(tmp_path / "r.html")).returncode == 0
+    assert "Parts of the record could not be read" in (tmp_path / "r.html").read_text()
+    done = nas("report", str(run.path), "--to", str(tmp_path / "r.html" / "x.html"))
+    assert done.returncode == 2
+    assert "give another place with --to" in done.stderr
+    notes: list[str] = []
+
+    class Listener(Quiet):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    writer = ReportWriter(tmp_path / "nowhere", Listener())
+    writer.end(None)
+    writer.end(None)
+    assert len(notes) == 1
+    assert "the search goes on" in notes[0]

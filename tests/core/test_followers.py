@@ -86,6 +86,19 @@ def test_other_loggers_call_their_packages_or_say_what_is_missing(tmp_path: Path
     nas.search("synthetic:3", 0.02, workdir=tmp_path, name="run", trials=2, optimizer="random", log=["wandb"])
     assert sink.closed
     assert sink.rows[-1][1] == 1
+    sink.closed = False
+    nas.search("synthetic:3", 0.02, workdir=tmp_path, name="run", trials=3, optimizer="random", log=["wandb"])  # the trials before are logged again
+    assert [step for _, step in sink.rows[-3:]] == [0, 1, 2]
+    logged: list[tuple[list[str], int]] = []
+
+    def log(row: Mapping[str, float], step: int) -> None:
+        logged.append((list(row), step))
+
+    mlflow = SimpleNamespace(start_run=lambda **_: None, log_metrics=log, end_run=lambda: log({}, -1))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    nas.search("synthetic:3", 0.02, workdir=tmp_path, name="other", trials=2, optimizer="random", log=["mlflow"])
+    assert logged[-1] == ([], -1)
+    assert not any(" " in name for names, _ in logged for name in names)
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(InputError, match="pip install mlflow"):
         LOGGERS.get("mlflow")(tmp_path)

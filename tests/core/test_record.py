@@ -79,3 +79,37 @@ def test_a_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:
     process.start()
     assert answers.get(timeout=60) == "locked"
     process.join()
+
+
+def test_a_gap_a_changed_fact_and_an_unknown_state_are_named() -> None:
+    with Record() as record:
+        record.add(Trial(1, (0,), {}, 0.1))
+        with pytest.raises(DamagedFile, match="has no trial 0"):
+            record.trials()
+        assert record.readable() == ([Trial(1, (0,), {}, 0.1)], ["record :memory:: trial 0 is missing"])
+        record.set_fact("note", 1)
+        record._db.execute("UPDATE facts SET value = '2'")
+        with pytest.raises(DamagedFile, match=r"fact 'note' is damaged .its checksum differs"):
+            record.fact("note")
+    with Record() as record:
+        record._db.execute("INSERT INTO trials VALUES (0, '[0]', '{}', 0.1, 0.0, 0, 0.0, 'odd', '', '{}', '')")
+        with pytest.raises(DamagedFile, match="state must be complete or failed, got 'odd'"):
+            record.trials()
+
+
+def test_a_database_of_another_form_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "study.db") as other:
+        other.execute("CREATE TABLE trials (number INTEGER PRIMARY KEY, candidate TEXT)")
+    with pytest.raises(DamagedFile, match="its table 'trials' has 2 columns"):
+        Record(tmp_path / "study.db")
+
+
+def test_a_record_whose_folder_is_not_there_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot open the record"):
+        Record(tmp_path / "nowhere" / "study.db")
+
+
+def test_a_run_whose_lock_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match=r"cannot write to .*run: .*; choose another --workdir"), RunDirectory(tmp_path / "run").lock():
+        pass
