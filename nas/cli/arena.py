@@ -74,6 +74,7 @@ def tabulate(
     data: options.Pictures = None,
     device: options.Device = None,
     threads: options.Threads = None,
+    json: options.Json = False,
     quiet: options.Quiet = False,
     _: options.Config = None,
 ) -> None:
@@ -85,4 +86,7 @@ def tabulate(
     terminal = Terminal(quiet)
     task = resolve_space(space, **options.space_options(teacher, library, data, device)).prepare(terminal)
     table = run_tabulate(task, to, terminal)
-    out.print(f"{table.divergence.size:,} candidates in {to}", soft_wrap=True)
+    if json:
+        print_json({"n_candidates": int(table.divergence.size), "path": str(to)})
+    else:
+        out.print(f"{table.divergence.size:,} candidates in {to}", soft_wrap=True, markup=False)

@@ -56,6 +56,7 @@ def export(
     trust: Annotated[bool, typer.Option("--trust", help="Run the Python file that the run names as its space.")] = False,
     push: Annotated[str | None, typer.Option("--push-to-hub", metavar="USER/NAME", help="Upload the folder to the Hugging Face hub too.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository on the hub a public one.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
     from nas.record import RunDirectory
@@ -74,11 +75,17 @@ def export(
             shutil.copytree(folder, to)
     except OSError as error:
         raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
-    out.print(f"saved in {to}", soft_wrap=True)
+    pushed = None
     if push is not None:
         from nas.hub import push as push_folder
 
-        out.print(f"pushed to {push_folder(to, push, public=public)}", soft_wrap=True)
+        pushed = push_folder(to, push, public=public)
+    if json:
+        print_json({"path": str(to), "pushed": pushed})
+        return
+    out.print(f"saved in {to}", soft_wrap=True, markup=False)
+    if pushed is not None:
+        out.print(f"pushed to {pushed}", soft_wrap=True, markup=False)
 
 
 def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: bool) -> None:

@@ -48,6 +48,7 @@ def adapt(
     seed: Seed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
+    json: options.Json = False,
     log: options.Log = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
@@ -64,7 +65,7 @@ def adapt(
     table = {"target": target, "prediction_type": prediction, "weighting": weighting, **_training(steps, batch, accumulate, rate, precision, seed)}
     with options.terminal(quiet, log, to.with_name(f"{to.name}-logs")) as terminal:
         adapt_backbone(folder, teacher, source, table, to, terminal, device or "cpu")
-    _say(to)
+    _say(to, json)
 
 
 def distill(
@@ -90,6 +91,7 @@ def distill(
     seed: Seed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
+    json: options.Json = False,
     log: options.Log = None,
     quiet: options.Quiet = False,
     _: options.Config = None,
@@ -103,7 +105,7 @@ def distill(
     terms = {"teacher": teacher, "hr": hr, "image_l1": image_l1, "lpips": lpips, "targets": targets, "teacher_steps": teacher_steps}
     with options.terminal(quiet, log, to.with_name(f"{to.name}-logs")) as terminal:
         distill_adapted(adapted, source, terms | _training(steps, batch, accumulate, rate, precision, seed), to, terminal, device or "cpu")
-    _say(to)
+    _say(to, json)
 
 
 def run(
@@ -134,10 +136,12 @@ def _show(artefacts: "list[Artefact]") -> None:
     out.print(table)
 
 
-def _say(written: Path) -> None:
+def _say(written: Path, json: bool) -> None:
     from nas.spaces.tocsr.trainer import leads
 
-    if leads():
+    if leads() and json:
+        print_json({"path": str(written)})
+    elif leads():
         out.print(str(written), markup=False, soft_wrap=True)
 
 

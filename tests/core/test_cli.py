@@ -32,9 +32,9 @@ OPTIONS = {
     "explain": "eps json run",
     "cite": "json run",
     "doctor": "json repair run",
-    "export": "candidate eps run to trust push-to-hub public",
+    "export": "candidate eps json run to trust push-to-hub public",
     "compare": "config eps jobs json minimize optimizers plot quiet seeds space trials where",
-    "tabulate": "config data device library quiet space teacher threads to",
+    "tabulate": "config data device json library quiet space teacher threads to",
     "optimizers": "json",
 }
 

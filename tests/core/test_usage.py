@@ -1,8 +1,10 @@
 """Command lines that cannot be read: one line each."""
 
 import pytest
+from typer.main import get_command
 
 import nas.job  # before a test replaces what it imports
+from nas.cli.app import app
 from tests.core.test_cli import nas as command
 
 
@@ -43,3 +45,16 @@ def test_a_sampler_that_optuna_lacks_is_refused_before_anything_is_prepared(argu
     done = command(*arguments, "optuna:tp")
     assert done.returncode == 2
     assert "unknown Optuna sampler 'tp'" in done.stderr
+
+
+def test_every_verb_that_reports_takes_json() -> None:
+    def verbs(group: object, path: str) -> dict[str, set[str]]:
+        found = {}
+        for name, verb in group.commands.items():  # type: ignore[attr-defined]
+            if hasattr(verb, "commands"):
+                found |= verbs(verb, f"{path} {name}")
+            else:
+                found[f"{path} {name}"] = {option for parameter in verb.params for option in parameter.opts}
+        return found
+
+    assert [verb for verb, options in verbs(get_command(app), "nas").items() if "--json" not in options] == ["nas dashboard"]
