@@ -23,7 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from nas.cli.console import Terminal
 from nas.files import read_toml
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
-from nas.spaces.tocsr.sr.recipe import Recipe, run
+from nas.spaces.tocsr.sr.recipe import Recipe
+from nas.spaces.tocsr.sr.run import run
 
 SHORT: dict[str, dict[str, Any]] = {
     "expand": {"size": 64, "heldout": 2, "steps": 3, "joint_steps": 2, "batch": 2, "accumulate": 2},
