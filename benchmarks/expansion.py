@@ -8,9 +8,9 @@ All networks are trained from scratch on crops of photographs, split by photogra
     16         the base autoencoder expanded, trained by Eq. (4) for as many steps
     v1, v2, v3 the base U-Net expanded, trained with that autoencoder by Eq. (5), all on the same batches and noise
 
-    python benchmarks/expansion.py --photographs FOLDER [--device cuda] [--seeds 3] [--processes 6] [--work build/expansion] [--out FOLDER]
+    python benchmarks/expansion.py --photographs FOLDER [--device cuda] [--seeds 3] [--processes 6] [--autoencoders] [--work build/expansion] [--out FOLDER]
 
-Each training is a process; the same command goes on where it was stopped.
+Each training is a process; the same command goes on where it was stopped. `--autoencoders` leaves the variants out.
 """
 
 import argparse
@@ -101,7 +101,7 @@ class Job:
     def _train(self, name: str, module: nn.Module, loss: Loss, judge: Evaluate, settings: TrainingSettings) -> None:
         """Trains on crops; leaves the curve."""
         trainer = Trainer(module, self.pictures.crops, loss, settings, device=self.asked.device)
-        curve = trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 5), progress=Terminal())
+        curve = trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 4), progress=Terminal())
         (self.work / f"{name}.json").write_text(json.dumps({"curve": curve}))
 
     def _reconstructing(self, name: str, vae: AutoencoderKL) -> AutoencoderKL:
@@ -217,13 +217,11 @@ def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, A
 
 def summed(found: dict[tuple[str, int], dict[str, Any]], seeds: int) -> dict[str, Any]:
     """What the seeds say: reconstruction of each autoencoder, denoising loss of each variant."""
-    autoencoders = {job: [found[job, seed]["curve"][-1] for seed in range(seeds)] for job in ("guide", "base", "4", "16")}
-    losses = {variant: [found[variant, seed]["curve"][-1]["heldout_loss"] for seed in range(seeds)] for variant in VARIANTS}
-    return {
-        "autoencoders": {job: {key: [row[key] for row in rows] for key in ("psnr", "ssim")} for job, rows in autoencoders.items()},
-        "heldout_loss": losses,
-        "lowest": [min(VARIANTS, key=lambda variant: losses[variant][seed]) for seed in range(seeds)],
-    }
+    last = {key: rows["curve"][-1] for key, rows in found.items()}
+    autoencoders = {job: {key: [last[job, seed][key] for seed in range(seeds)] for key in ("psnr", "ssim")} for job in ("guide", "base", "4", "16")}
+    losses = {variant: [last[variant, seed]["heldout_loss"] for seed in range(seeds)] for variant in VARIANTS if (variant, 0) in last}
+    lowest = [min(losses, key=lambda variant: losses[variant][seed]) for seed in range(seeds)] if losses else None
+    return {"autoencoders": autoencoders, "heldout_loss": losses, "lowest": lowest}
 
 
 def main() -> None:
@@ -240,6 +238,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/expansion"))
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--autoencoders", action="store_true")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -249,7 +248,7 @@ def main() -> None:
         return
     write_tiles(asked)
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for jobs in (("guide", "base"), ("4", "16"), VARIANTS):
+    for jobs in (("guide", "base"), ("4", "16"), () if asked.autoencoders else VARIANTS):
         keys = [(job, seed) for seed in range(asked.seeds) for job in jobs]
         with ThreadPoolExecutor(asked.processes) as pool:
             found |= dict(zip(keys, pool.map(lambda key: trained_apart(asked, *key), keys), strict=True))

@@ -22,14 +22,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from nas.cli.console import Terminal
 from nas.files import read_toml
+from nas.spaces.tocsr.data import picture_files
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
-from nas.spaces.tocsr.sr.recipe import Recipe, run
+from nas.spaces.tocsr.sr.recipe import Recipe
+from nas.spaces.tocsr.sr.run import run
 
 SHORT: dict[str, dict[str, Any]] = {
     "expand": {"size": 64, "heldout": 2, "steps": 3, "joint_steps": 2, "batch": 2, "accumulate": 2},
     "search": {"eps": 1e9, "trials": 3, "calibration_steps": 2},  # of random networks every candidate is as good as any other
     "finetune": {"steps": 3, "batch": 2, "accumulate": 2},
-    "photographs": {"held_out": ["Aqua.jpg"], "longest": 160, "crops": 16, "size": 64},
+    "photographs": {"longest": 160, "crops": 16, "size": 64},
     "adapt": {"steps": 3, "batch": 2, "accumulate": 2},
     "distill": {"steps": 3, "batch": 2, "accumulate": 2, "targets": 4, "teacher_steps": 2},
     "evaluate": {"steps": [1, 2]},
@@ -90,6 +92,7 @@ def shortened(recipe: Path, work: Path, photographs: Path, expanded: bool) -> Re
     content["search"]["data"] = content["photographs"]["folder"] = str(photographs)
     for name, table in SHORT.items():
         content[name] |= table
+    content["photographs"]["held_out"] = [picture_files(photographs)[0].name]
     if expanded:
         del content["expand"]
         content["search"]["teacher"] = str(work / "sd15")

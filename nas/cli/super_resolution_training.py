@@ -10,7 +10,7 @@ from nas.cli import options
 from nas.cli.console import out, print_json
 
 if TYPE_CHECKING:
-    from nas.spaces.tocsr.sr.recipe import Artefact
+    from nas.spaces.tocsr.sr.run import Artefact
 
 Photographs = Annotated[Path, typer.Option("--photographs", help="Folder of photographs to train on.")]
 HeldOut = Annotated[list[str] | None, typer.Option("--held-out", help="Name of a photograph that is not trained on; several allowed.")]
@@ -57,7 +57,7 @@ def adapt(
     options.set_threads(threads)
     from nas.record import RunDirectory
     from nas.spaces.tocsr.sr.recipe import Photographs as Source
-    from nas.spaces.tocsr.sr.recipe import adapt_backbone
+    from nas.spaces.tocsr.sr.run import adapt_backbone
     from nas.summary import winner_folder
 
     folder = backbone if (backbone / "config.json").is_file() else winner_folder(RunDirectory.open(backbone), None)
@@ -99,7 +99,7 @@ def distill(
     """Distil a multi-step model into a one-step one (Equations 22 and 23 and optional terms); the same command goes on with a training that was stopped."""
     options.set_threads(threads)
     from nas.spaces.tocsr.sr.recipe import Photographs as Source
-    from nas.spaces.tocsr.sr.recipe import distill_adapted
+    from nas.spaces.tocsr.sr.run import distill_adapted
 
     source = Source(str(photographs), tuple(held_out or ()), longest, crops, size, degradation)
     terms = {"teacher": teacher, "hr": hr, "image_l1": image_l1, "lpips": lpips, "targets": targets, "teacher_steps": teacher_steps}
@@ -119,7 +119,7 @@ def run(
     """Do a whole recipe: expand, search, finetune, adapt, distill, evaluate; the same command goes on with one that was stopped."""
     options.set_threads(threads)
     from nas.spaces.tocsr.sr.recipe import Recipe
-    from nas.spaces.tocsr.sr.recipe import run as run_recipe
+    from nas.spaces.tocsr.sr.run import run as run_recipe
 
     with options.terminal(quiet, None, workdir) as terminal:
         found = run_recipe(Recipe.read(recipe), workdir, terminal, device or "cpu")

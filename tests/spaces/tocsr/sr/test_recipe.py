@@ -6,7 +6,8 @@ import pytest
 
 from nas.errors import InputError
 from nas.progress import Quiet
-from nas.spaces.tocsr.sr.recipe import Recipe, distillation, expanding, run, training
+from nas.spaces.tocsr.sr.recipe import Recipe, distillation, expanding, training
+from nas.spaces.tocsr.sr.run import run
 
 RECIPES = Path(__file__).parents[4] / "recipes"
 
