@@ -61,9 +61,9 @@ class Cascade:
         try:
             errors, steps = calibrate_block(module.requires_grad_(True), replace(features, writes=_answers(features)), self._settings)
         except Diverged as failure:
-            return replace(block.record, error=None, errors={}, by_level={}, reason=str(failure)), {}
+            return replace(block.record, error=None, errors={}, by_level={}, curve=(), reason=str(failure)), {}
         error, seconds = sum(errors.values()) / len(errors), round(time.monotonic() - started, 3)
-        record = replace(block.record, error=error, errors=errors, by_level={}, steps=steps, seconds=seconds)
+        record = replace(block.record, error=error, errors=errors, by_level={}, curve=(), steps=steps, seconds=seconds)
         return record, dict(module.state_dict())
 
     def _stored(self, key: str, block: CalibratedBlock, module: nn.Module) -> CalibratedBlock:

@@ -85,7 +85,7 @@ class Fit:
         self._flat.zero_grad()
         loss = relative_errors(self.block, self._step, self._variances, batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._flat.vectors, 1.0)
+        self._flat.clip(1.0)
         self._optimizer.step()
         self._losses.append(loss.detach())
         self.steps += 1

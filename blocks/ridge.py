@@ -26,7 +26,7 @@ Error = Callable[[], Tensor]
 LARGEST = 4096
 """Inputs of a map (channels times taps) above which it is left as it is: solving would take longer than fitting."""
 
-ROWS, ROWS_EACH, WORK = 32768, 16, 1 << 31
+ROWS, ROWS_EACH, WORK = 32768, 12, 1 << 30
 """Rows of `X` at most; of them so many for each input of the map, or what so many multiply-adds of `X^T X` allow, whichever is more."""
 
 SAMPLES = 256

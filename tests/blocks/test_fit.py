@@ -164,6 +164,20 @@ def test_flat_parameters_share_one_vector_and_are_given_back() -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize("most", [0.1, 1e6])
+def test_flat_gradients_are_clipped_as_torch_does(most: float) -> None:
+    nets = [nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2).double()) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    flat = FlatParameters(list(nets[0].parameters()))
+    assert len(flat.vectors) == 2
+    for net in nets:
+        net[1](net[0](torch.ones(1, 3)).double()).sum().backward()
+    flat.clip(most)
+    nn.utils.clip_grad_norm_(nets[1].parameters(), most)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=0)
+
+
 def test_errors_by_level_average_to_the_error(features: StageFeatures) -> None:
     _, heldout = split_features(features)
     levels = torch.arange(len(features.groups)).flip(0)
