@@ -47,7 +47,7 @@ Device = Annotated[str | None, typer.Option("--device", help="Where to compute: 
 NumericsWords = Annotated[
     str | None, typer.Option("--numerics", help="How candidates are computed: fp32, bf16 or fp16, channels_last, compile; separated by commas.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; all cores by default.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; by default OMP_NUM_THREADS, else all cores.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that calibrate and measure side by side; threads are divided among them.")]
 TaskTimeout = Annotated[float, typer.Option("--timeout", help="Seconds after which the worker of a block or measurement counts as hung.")]
 ExecutorName = Annotated[str, typer.Option("--executor", help="Where workers run: local, or ray (the extra [ray]).")]
@@ -79,9 +79,11 @@ def terminal(quiet: bool, log: list[str] | None, folder: Path) -> "Iterator[Term
 
 
 def set_threads(threads: int | None) -> None:
-    """Fixes the number of compute threads of this process, by default all cores it may use; more than that would cost 2 to 5 times."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = threads or usable
+    """Fixes the number of compute threads of this process: as asked, else `OMP_NUM_THREADS`, else all cores it may use; more would cost 2 to 5 times."""
+    from nas.crew import usable_cores
+
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    count = threads or (int(given) if given.isdecimal() else 0) or usable_cores()
     os.environ.setdefault("OMP_NUM_THREADS", str(count))
     import torch
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.main import get_command
 
 from nas.cli.app import app, main
@@ -49,7 +50,7 @@ class Done:
 def nas(*arguments: str) -> Done:
     """The command as `main` runs it, in this process: what it prints and its exit code."""
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
+    before, threads = sys.argv, torch.get_num_threads()
     sys.argv = ["nas", *arguments]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -58,6 +59,7 @@ def nas(*arguments: str) -> Done:
         return Done(int(end.code or 0), out.getvalue(), err.getvalue())
     finally:
         sys.argv = before
+        torch.set_num_threads(threads)  # a command takes all cores unless it is told; the tests after it share them with others
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import nas
-from nas.crew import Crew
+from nas.cli.options import set_threads
+from nas.crew import Crew, usable_cores
 from nas.errors import InputError
 from nas.executor import Measure, RemoteEvaluator, WorkerLost, calibrate_apart
 from nas.names import resolve_space
@@ -181,6 +183,25 @@ def test_a_space_object_cannot_be_made_by_workers(home: Path) -> None:
 
 def test_threads_are_divided_among_workers() -> None:
     assert [Crew(workers, threads=8).threads_each for workers in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "count"), [("3", None, 3), ("3,1", None, 3), ("3", 2, 2), ("", None, usable_cores()), ("many", None, usable_cores())]
+)
+def test_compute_threads_are_those_asked_for_then_those_of_the_environment(given: str, asked: int | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    try:
+        set_threads(asked)
+        assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_workers_get_the_cores_that_this_process_may_use() -> None:
+    assert Crew(1).threads_each == usable_cores() >= 1
+    assert Crew(4, "ray", threads=3).threads_each == 3
+    assert Crew(4, "ray").threads_each == 1
 
 
 def test_wrong_crews_are_refused() -> None:

@@ -1,12 +1,14 @@
 """Faults that are really injected: disks that are full, processes that race, settings and inputs that changed."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,17 @@ def test_more_trials_and_a_moved_copied_or_renamed_directory_go_on(searched: Pat
     with RunDirectory(searched / "run").record(read_only=True) as record:
         assert [t.candidate for t in record.trials()] == [t.candidate for t in result.study.trials[:3]]
     assert nas("show", str(copy / "rün")).returncode == 0
+
+
+def test_a_clock_that_goes_back_and_another_host_name_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = search("synthetic:3", 0.003, workdir=None, optimizer="random", trials=6)
+    search("synthetic:3", 0.003, workdir=tmp_path, name="run", optimizer="random", trials=3)
+    back = itertools.count(int(time.time()) - 10**8, -1000)
+    monkeypatch.setattr("time.time", lambda: float(next(back)))
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    result = search("synthetic:3", 0.003, workdir=tmp_path, name="run", optimizer="random", trials=6)
+    assert [(t.candidate, t.divergence) for t in result.study.trials] == [(t.candidate, t.divergence) for t in whole.study.trials]
+    assert all(seconds >= 0 for seconds in result.seconds.values())
 
 
 def evaluator(cache: EvaluationCache, **changes: Any) -> DivergenceEvaluator:

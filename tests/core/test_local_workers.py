@@ -132,13 +132,13 @@ def test_a_killed_driver_leaves_no_orphan() -> None:
     driver.kill()
     driver.wait()
     driver.stdout.close()
-    for _ in range(200):
+    for _ in range(1200):  # a busy machine may take its time
         if not _alive(worker):
             return
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker, signal.SIGKILL)
-    pytest.fail("the worker outlived its driver by 10 s")
+    pytest.fail("the worker outlived its driver by 60 s")
 
 
 def _alive(pid: int) -> bool:

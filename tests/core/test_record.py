@@ -73,11 +73,11 @@ def test_a_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:
     with run.lock():
         process = context.Process(target=_try_to_lock, args=(tmp_path, answers))
         process.start()
-        assert "is in use by pid" in answers.get(timeout=60)
+        assert "is in use by pid" in answers.get(timeout=300)
         process.join()
     process = context.Process(target=_try_to_lock, args=(tmp_path, answers))
     process.start()
-    assert answers.get(timeout=60) == "locked"
+    assert answers.get(timeout=300) == "locked"
     process.join()
 
 

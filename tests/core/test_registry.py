@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from nas.crew import Crew, usable_cores
 from nas.errors import InputError
 from nas.names import OPTIMIZERS, optimizer_factory
 
@@ -34,9 +33,3 @@ def test_an_entry_point_is_listed_loaded_and_told_when_it_cannot_be() -> None:
 def test_an_optimizer_without_an_argument_takes_none() -> None:
     with pytest.raises(InputError, match="optimizer 'random' takes no argument, got '3'"):
         optimizer_factory("random:3")
-
-
-def test_workers_get_the_cores_that_this_process_may_use() -> None:
-    assert Crew(1).threads_each == usable_cores() >= 1
-    assert Crew(4, "ray", threads=3).threads_each == 3
-    assert Crew(4, "ray").threads_each == 1

@@ -38,7 +38,7 @@ def interrupted(work: str, number: signal.Signals, times: int = 1) -> tuple[int,
     process.stdout.readline()
     for _ in range(times):
         process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     return process.returncode, stderr
 
 
@@ -56,7 +56,7 @@ def test_signals_that_the_caller_ignores_stay_ignored() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
 
 
 def test_a_verb_that_cannot_be_gone_on_with_just_ends() -> None:
@@ -65,7 +65,7 @@ def test_a_verb_that_cannot_be_gone_on_with_just_ends() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.terminate()
-    assert process.communicate(timeout=60)[1] == "interrupted\n"
+    assert process.communicate(timeout=300)[1] == "interrupted\n"
     assert process.returncode == 143
 
 

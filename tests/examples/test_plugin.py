@@ -17,14 +17,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("plugin")
     shutil.copytree(ROOT / "examples" / "plugin", base / "source")
     command = ["pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index", "--target", str(base / "site"), str(base / "source")]
-    subprocess.run([sys.executable, "-m", *command], check=True, timeout=300, capture_output=True)
+    subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
     return base
 
 
 def run(installed: Path, *arguments: str) -> str:
     path = os.pathsep.join([str(installed / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "NAS_HOME": str(installed / "home")}
-    done = subprocess.run([sys.executable, *arguments], env=environment, cwd=installed, timeout=300, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *arguments], env=environment, cwd=installed, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

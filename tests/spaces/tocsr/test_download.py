@@ -116,6 +116,12 @@ def test_a_download_that_breaks_half_way_is_one_line_and_the_same_call_completes
     CompactUNet.from_teacher_folder(folder)
 
 
+def test_a_hub_out_of_reach_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="teacher 'owner/model' cannot be fetched from the hub"):
+        _folder("owner/model")
+
+
 def test_a_process_killed_while_it_downloads_leaves_nothing_under_a_final_name(cache: Path) -> None:
     Hub.sent, Hub.held = 0.5, True
     process = multiprocessing.get_context("fork").Process(target=_folder, args=("owner/model",))
