@@ -41,7 +41,7 @@ from nas.spaces.tocsr.unet import unet_graph
 
 EPS = (0.001, 0.003, 0.005, 0.007)
 QUARTERS = 4
-N_FIT, N_MEASURED, N_LOSS, N_RANDOM = 768, 512, 2048, 2000
+N_MEASURED, N_LOSS, N_RANDOM = 512, 2048, 2000
 RIDGE = 1e-6
 
 
@@ -88,7 +88,7 @@ class Projection(nn.Module):
         return weight.float()
 
 
-def load(name: str, random: bool) -> tuple[CompactUNet, Splits, Samples, Tensor]:
+def load(name: str, random: bool, n_fit: int = 768) -> tuple[CompactUNet, Splits, Samples, Tensor]:
     """Teacher (or a network of its configuration with random weights), its sets, many noisy `verify` samples, abar."""
     assets = EmbeddedAssets(name)
     unet = CompactUNet.from_teacher_folder(assets.root)
@@ -98,7 +98,7 @@ def load(name: str, random: bool) -> tuple[CompactUNet, Splits, Samples, Tensor]
         config = json.loads((assets.root / "unet/config.json").read_text(encoding="utf-8"))
         unet = CompactUNet.of(UNet2DConditionModel.from_config(config), DDPMScheduler.from_pretrained(assets.root / "scheduler").config)
     latents = assets.latents()
-    sets = [noised(latents[s], abar, n, seed) for s, n, seed in (("fit", N_FIT, 1), ("measure", N_MEASURED, 2), ("verify", N_MEASURED, 3))]
+    sets = [noised(latents[s], abar, n, seed) for s, n, seed in (("fit", n_fit, 1), ("measure", N_MEASURED, 2), ("verify", N_MEASURED, 3))]
     return unet.eval().requires_grad_(False), Splits(*sets), noised(latents["verify"], abar, N_LOSS, 4), abar
 
 
@@ -137,10 +137,10 @@ def alive(rows: Sequence[Liveness]) -> dict[str, int]:
     }
 
 
-def examine(name: str, random: bool, trials: int) -> dict[str, Any]:
+def examine(name: str, random: bool, trials: int, n_fit: int) -> dict[str, Any]:
     """All figures of one teacher."""
     started = time.monotonic()
-    unet, data, many, abar = load(name, random)
+    unet, data, many, abar = load(name, random, n_fit)
     graph = unet_graph(unet)
     stages = library(graph)
     features = collect_features(graph, [s.name for s in stages], data.fit, Quiet())
@@ -193,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="embedded", help="embedded, embedded-tight, or a version of them")
     parser.add_argument("--trials", type=int, default=240, help="trials of the search over the eps grid")
+    parser.add_argument("--fit", type=int, default=768, help="samples that blocks are calibrated on")
     parser.add_argument("--teacher-only", action="store_true", help="leave out the randomly initialised teacher")
     parser.add_argument("--record", action="store_true", help="write the number of active stages (projections, L >= 1e-4) into the manifest")
     parser.add_argument("--threads", type=int, default=1)
@@ -211,7 +212,7 @@ def main() -> None:
     path = asked.out / f"embedded_gate_{name}_{now:%Y-%m-%d}.json"
     asked.out.mkdir(parents=True, exist_ok=True)
     for random in (False,) if asked.teacher_only else (False, True):
-        report["random" if random else "teacher"] = examine(name, random, asked.trials)
+        report["random" if random else "teacher"] = examine(name, random, asked.trials, asked.fit)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(report["random" if random else "teacher"], indent=1), flush=True)
     if asked.record:

@@ -172,8 +172,7 @@ def fit_together(fits: Sequence[Fit], features: Features, settings: CalibrationS
                 one.advance(batch)
         for one, errors in zip(now, errors_of([one.block for one in now], features, watched), strict=True):
             one.judge(errors)
-            if not one.done:
-                yield one, False
+        yield from [(one, False) for one in now if not one.done]
 
 
 def _drawn(n: int, at: int, settings: CalibrationSettings) -> Tensor:

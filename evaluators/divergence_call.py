@@ -30,9 +30,15 @@ def of_classes(divergence: Divergence) -> Divergence:
     return divergence
 
 
+def _is_of_classes(divergence: Divergence) -> bool:
+    """Whether it, or the function that it is a partial call of, was so decorated; what cannot be hashed was not."""
+    called = getattr(divergence, "func", divergence)
+    return any(called is known for known in _OF_CLASSES)
+
+
 def described(divergence: Divergence) -> str:
     """What a legend says that it is of."""
-    reads = ", read as scores of classes along their last dimension" if divergence in _OF_CLASSES else ""
+    reads = ", read as scores of classes along their last dimension" if _is_of_classes(divergence) else ""
     return f"`{name_of(divergence)}` of the outputs{reads}"
 
 
@@ -82,7 +88,7 @@ def check_at_teacher(divergence: Divergence, graph: StageGraph, samples: Samples
         output = graph.run(few.inputs)
     if not torch.isfinite(output).all():
         raise InputError("the teacher's output on the measure set has NaN or infinite values; look at the model and its samples")
-    if divergence in _OF_CLASSES:
+    if _is_of_classes(divergence):
         _check_classes(divergence, output, few.target)
     more = (few.target,) if divergence_arguments(divergence, samples) == 3 else ()
     itself = per_sample(divergence, (output, output, *more)).double()

@@ -98,7 +98,7 @@ class WeightsAndBiases:
         self._run = _package("wandb").init(project="stage-nas", name=folder.parent.name, dir=str(folder))
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        self._run.log({**scalars, "trial": step})
+        self._run.log({**scalars, "step": step})
 
     def close(self) -> None:
         self._run.finish()

@@ -71,6 +71,7 @@ class CascadeSearch:
         self._blocks = calibrator.run(network.stages, progress)
         self._cascade = Cascade(calibrator)
         self._cache = EvaluationCache(network.root / "evaluations.db")
+        self._teacher: Mapping[str, float] = network.counted.of(network.space.teacher)
 
     @property
     def spent(self) -> Spent:
@@ -84,21 +85,27 @@ class CascadeSearch:
         trials: int = 120,
         seed: int = 0,
         on_trial: Callable[[Study], None] | None = None,
+        minimize: str | None = None,
+        where: Sequence[str] = (),
     ) -> tuple[list[Recalibrated], Recalibrated | None]:
         """All candidates tried, from the cheapest on, the last of which is within eps after recalibration; None if none was.
 
-        The eps of a search, times each number in `reach` and 1, gives the candidates: the winners of one search over all of them.
+        The eps of a search, times each number in `reach` and 1, gives the candidates: the winners of one search over all of them, by the cost to
+        `minimize` and within the bounds `where`, both as in `nas.search`.
         """
         wanted = [eps * factor for factor in (1.0, *reach)]
         self._progress.note(f"searching at eps {eps:g} and up to {max(wanted):g}: candidates that recalibration may bring within {eps:g}")
-        result = search(self._network, wanted, workdir=None, trials=trials, seed=seed, progress=self._progress, on_trial=on_trial)
+        result = search(
+            self._network, wanted, workdir=None, trials=trials, seed=seed, progress=self._progress, on_trial=on_trial, minimize=minimize, where=where
+        )
         self._spent = replace(self._spent, n_trials=len(result.study.trials), n_measured=result.study.n_measured)
-        objective = result.study.problem.objective
+        problem = result.study.problem
+        objective, self._teacher = problem.objective, problem.costs.of(problem.space.teacher)
         winners = {w.trial.candidate: w.trial for w in result.winners if w.trial is not None and w.feasible}
         tried = []
         for trial in sorted(winners.values(), key=lambda t: (t.costs[objective], t.number)):
-            names = result.study.problem.space.decode(trial.candidate)
-            tried.append(self.recalibrated(self._network.space.encode(names), trial.divergence))
+            candidate = self._network.space.encode(problem.space.decode(trial.candidate))
+            tried.append(replace(self.recalibrated(candidate, trial.divergence), costs=trial.costs))
             self._tell(tried[-1], eps, objective)
             if tried[-1].within(eps):
                 return tried, tried[-1]
@@ -135,9 +142,8 @@ class CascadeSearch:
             stage.name: (stage.choices[k], blocks[stage.name].module) for stage, k in zip(stages, found.candidate, strict=True) if k
         }
         network = self._network
-        teacher = network.counted.of(network.space.teacher)
         content = {
-            "space": network.name, "teacher": teacher, **self._row(found), "eps": eps, "path": str(folder), "tried": [self._row(row) for row in tried],
+            "space": network.name, "teacher": self._teacher, **self._row(found), "eps": eps, "path": str(folder), "tried": [self._row(row) for row in tried],
             "spent": asdict(self.spent),
         }  # fmt: skip
         network.write_model(chosen, folder, {CASCADE: json.dumps(content, indent=1) + "\n", CARD: cascade_card(content, config or {})})

@@ -30,7 +30,8 @@ def best(
         print_json(chosen)
         return
     costs = ", ".join(
-        f"{METRICS.get(metric, metric)} {amount(chosen[metric])} ({whole / chosen[metric]:.2f}x less)" for metric, whole in summary["teacher"].items()
+        f"{METRICS.get(metric, metric)} {amount(chosen[metric])}" + (f" ({whole / chosen[metric]:.2f}x less)" if chosen[metric] else "")
+        for metric, whole in summary["teacher"].items()
     )
     aim = f"; {amount(abs(chosen['difference']))} {'above' if chosen['difference'] > 0 else 'below'} {target}" if target else ""
     how = ", recalibrated by `nas cascade`" if chosen.get("recalibrated") else ""

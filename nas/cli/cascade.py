@@ -42,8 +42,9 @@ def cascade(
         raise InputError(f"run '{run}' searched '{config['space']['name']}', which has no blocks to recalibrate")
     terminal = Terminal(quiet)
     search = CascadeSearch(space, terminal)
+    asked = {"minimize": config["search"].get("minimize"), "where": tuple(config["search"].get("where") or ()), "seed": config["search"].get("seed", 0)}
     with SearchView(trials, quiet) as view:
-        tried, found = search.smaller(chosen, trials=trials, seed=config["search"].get("seed", 0), on_trial=view.update)
+        tried, found = search.smaller(chosen, trials=trials, on_trial=view.update, **asked)
     if found is None:
         raise NothingFeasible(f"none of {len(tried)} candidates is within eps {chosen:g} after recalibration; give more --trials")
     result = search.export(found, chosen, tried, directory.path / f"cascade-eps{chosen:g}", config)
@@ -51,7 +52,7 @@ def cascade(
     if json:
         print_json(result)
     else:
-        _show(result, space.counted.metrics)
+        _show(result, list(result["teacher"]))
 
 
 def _report(run: Path, terminal: Terminal) -> None:

@@ -78,7 +78,8 @@ def search(
         print_result(summary, result.table)
     if not any(winner["feasible"] for winner in summary["winners"]):
         failed = failures(result.study.trials)
-        advice = failed or "try more --trials or a larger --eps" if summary["stopped"] == "trials" else "none is likely to be: keep the teacher, or raise --eps"
+        hopeless = "none is likely to be: keep the teacher, or raise --eps"
+        advice = failed or ("try more --trials or a larger --eps" if summary["stopped"] == "trials" else hopeless)
         shown = "" if failed else "no measured candidate is within eps, the least divergent one is shown; "
         err.print(f"nothing feasible: {shown}{advice}", markup=False)
         raise typer.Exit(3)

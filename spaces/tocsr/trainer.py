@@ -221,7 +221,10 @@ class Trainer:
             )
 
     def _note(self, evaluate: Evaluate) -> None:
-        """Appends a row to the curve: in every process the same, while the others would only wait."""
+        """Appends a row to the curve: in every process the same, while the others would only wait.
+
+        With several processes the loss of the first row after a resume is approximate: what came before is the main process's alone.
+        """
         loss = self._mean.take()
         if loss is not None:
             loss = float(self._accelerator.reduce(torch.tensor(loss, device=self._accelerator.device), "mean"))

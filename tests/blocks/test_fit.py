@@ -101,6 +101,14 @@ def test_a_fit_goes_on_from_its_saved_state_to_the_same_bits(features: StageFeat
     assert same(resumed.block, whole)
 
 
+def test_all_blocks_are_looked_at_before_the_first_may_be_saved(features: StageFeatures) -> None:
+    fits = [fit_of(block(hidden), features) for hidden in (2, 4)]
+    for fit, over in fit_together(fits, features, SETTINGS):
+        if not over:
+            assert [len(one.curve) for one in fits] == [len(fit.curve)] * 2
+            break
+
+
 def test_a_killed_calibration_goes_on_inside_its_blocks(
     graph: StageGraph, splits: Splits, stages: tuple[Stage, ...], features: StageFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,9 +50,9 @@ def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Pa
     text = shown("explain", str(searched))
     assert text.count("replaced: ") == 2
     assert "macs <= " in text
-    assert "at eps " in text
-    assert "cheaper neighbours, least divergent first" in text
-    assert "what stages trade" in text
+    assert "with 10 % " in text
+    assert "cheaper networks one swap away, least divergent first" in text
+    assert "what each stage trades" in text
     only = shown("explain", str(searched), "--eps", "0.02")
     assert "eps 0.02: params" in only
     assert only.count("replaced: ") == 1
@@ -159,8 +159,8 @@ def test_a_search_on_which_nothing_could_be_measured_says_why(tmp_path: Path) ->
     divergence[0] = 0.0
     np.savez(file, sizes=np.array([2, 2]), divergence=divergence, cost_params=np.array([[2.0, 1.0], [2.0, 1.0]]))
     done = nas("search", "--space", f"table:{file}", "--eps", "0.1", "--optimizer", "random", "--workdir", str(tmp_path), "--name", "run")
-    assert done.returncode in (0, 3)
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 3
+    assert "trials failed, mostly because of" in done.stderr
     assert "trials" in shown("show", str(tmp_path / "run"))
 
 

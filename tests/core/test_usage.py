@@ -3,7 +3,6 @@
 import pytest
 from typer.main import get_command
 
-import nas.job  # before a test replaces what it imports
 from nas.cli.app import app
 from tests.core.test_cli import nas as command
 
@@ -40,8 +39,8 @@ def test_a_command_given_nothing_shows_its_help(arguments: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("arguments", [("search", "--space", "synthetic:3", "--eps", "0.1", "--optimizer"), ("compare", "--eps", "0.1", "--optimizers")])
 def test_a_sampler_that_optuna_lacks_is_refused_before_anything_is_prepared(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nas.job
-    monkeypatch.setattr("nas.names.resolve_space", lambda *_, **__: pytest.fail("prepared a space"))
+    for module in ("nas.names", "nas.job"):
+        monkeypatch.setattr(f"{module}.resolve_space", lambda *_, **__: pytest.fail("prepared a space"))
     done = command(*arguments, "optuna:tp")
     assert done.returncode == 2
     assert "unknown Optuna sampler 'tp'" in done.stderr
