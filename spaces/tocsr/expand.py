@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from nas.amounts import amount
 from nas.blocks.store import block_key
-from nas.errors import DamagedFile, InputError
+from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.files import Form, damage, read_json, whole_folder
 from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
@@ -31,7 +31,9 @@ from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, own_device
 RESULT = "expansion.json"
 
 _PSNR = {"psnr": int | float}
-_FORM: Form = {"autoencoder": [_PSNR], "joint": [{**_PSNR, "heldout_loss": int | float}], "path": str}
+_FORM: Form = {
+    "autoencoder": [_PSNR], "joint": [{**_PSNR, "heldout_loss": int | float}], "options": {"autoencoder": dict, "joint": dict}, "path": str,
+}  # fmt: skip
 
 FLUX = "black-forest-labs/FLUX.1-schnell"
 """The default teacher autoencoder, 16 channels; its `vae` folder."""
@@ -105,9 +107,12 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
 
     Raises:
         InputError: a network, folder or disk that cannot be used; before any work starts.
+        RunMismatch: the folder holds the result of other options.
     """
     check_device(device := own_device(device))
     if (done := _finished(to)) is not None:
+        if _decisive(done["options"]) != _decisive(asdict(options)):
+            raise RunMismatch(f"'{to}' holds an expansion with other options; give another --to, or move it away")
         return done
     if to.exists():
         raise InputError(f"'{to}' exists already; give a folder that does not with --to")
@@ -141,6 +146,12 @@ def _finished(folder: Path) -> dict[str, Any] | None:
             result: dict[str, Any] = read_json(folder / RESULT, _FORM)
             return result if result["autoencoder"] and result["joint"] else None
     return None
+
+
+def _decisive(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON holds them, without how often training is saved."""
+    steps = {name: {key: value for key, value in options[name].items() if key != "save_s"} for name in ("autoencoder", "joint")}
+    return {**options, **steps}
 
 
 def expanded_unet(old: CompactUNet, channels: int, variant: Variant) -> CompactUNet:

@@ -110,12 +110,11 @@ class Recipe:
     def of(cls, content: Mapping[str, Any], path: Path) -> Recipe:
         """The recipe that the file holds; see `read`."""
         known = ("name", "expand", "search", "photographs", "finetune", "adapt", "distill", "evaluate")
-        for key in content:
-            if key not in known:
-                raise InputError(f"recipe {path}: unknown entry '{key}'{did_you_mean(key, known)}")
+        _only(content, known, f"recipe {path}")
         check_form(content, {"name?": str, **{f"{key}?": dict for key in known[1:]}}, f"recipe {path}: entry")
         tables = {key: content.get(key, {}) for key in known[1:]}
         check_form(tables["evaluate"], {"steps?": [int]}, f"recipe {path}: [evaluate]")
+        _only(tables["evaluate"], ("steps",), f"recipe {path}: [evaluate]")
         if "expand" in content and "teacher" in tables["search"]:
             raise InputError(f"recipe {path}: with [expand] the search's teacher is the expanded one; leave out teacher in [search]")
         if "expand" in content:
@@ -137,6 +136,12 @@ class Recipe:
         )
 
 
+def _only(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise InputError(f"{where} has no entry '{key}'{did_you_mean(key, known)}")
+
+
 def made(kind: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
     """A dataclass from a table of a file.
 
@@ -144,9 +149,8 @@ def made(kind: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
         InputError: names a key that is unknown, missing, or has a value of another type than its field.
     """
     types = get_type_hints(kind)
+    _only(values, list(types), where)
     for key, value in values.items():
-        if key not in types:
-            raise InputError(f"{where} has no entry '{key}'{did_you_mean(key, types)}")
         if not _fits(value, types[key]):
             raise InputError(f"{where}: '{key}' must be {_words(types[key])}, got {value!r:.60}")
     try:
@@ -190,6 +194,7 @@ def training(table: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
 
 def finetuning(table: Mapping[str, Any]) -> tuple[TrainingSettings, float]:
     """How the winner is trained, and the weight of distillation from the teacher."""
+    _only(table, (*TRAINING, "distill"), "[finetune]")
     weight = table.get("distill", 0.0)
     if not _fits(weight, float) or not 0 <= weight <= 1:
         raise InputError(f"[finetune]: 'distill' must be a number from 0 to 1, got {weight!r:.60}")

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from nas.errors import InputError
+from nas.errors import InputError, RunMismatch
 from nas.progress import Quiet
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.expand import ExpansionOptions, Joint, expand, load_vae
@@ -60,6 +60,8 @@ def test_an_expanded_teacher_is_a_diffusers_folder_that_serves_as_a_teacher(fold
     assert {"step", "loss", "heldout_loss", "psnr"} == set(result["joint"][0])  # type: ignore[index]
     assert run(folders) == json.loads((to / "expansion.json").read_text())
     assert not list(to.parent.glob(".wide*"))
+    with pytest.raises(RunMismatch, match="holds an expansion with other options; give another --to"):
+        run(folders, replace(OPTIONS, variant="v1"))
 
 
 def test_an_expansion_that_was_killed_goes_on_to_the_same_weights(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ def test_the_papers_recipe_is_pure_eq_23_on_the_papers_latent() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[serch]", "unknown entry 'serch'; did you mean 'search'"),
+        ("[serch]", "has no entry 'serch'; did you mean 'search'"),
+        ("[finetune]\nstpes = 5", r"\[finetune\] has no entry 'stpes'; did you mean 'steps'"),
+        ("[evaluate]\nstpes = [4]", r"\[evaluate\] has no entry 'stpes'; did you mean 'steps'"),
         ("[search]\nepss = 1", "has no entry 'epss'; did you mean 'eps'"),
         ('[expand]\nteacher = "A"\ndata = "B"\n[search]\nteacher = "C"', "with .expand. the search's teacher is the expanded one"),
         ('[expand]\nteacher = "A"', r"\[expand\]: data must name at least one folder of pictures"),
