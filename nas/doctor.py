@@ -12,6 +12,9 @@ from nas.files import MANIFEST, check_form, damage, inside, move_aside, read_jso
 from nas.record import Record, RunDirectory, to_toml
 from nas.trial import Trial
 
+MADE_OF_A_WINNER = {"cascade-eps*": "nas cascade", "finetuned-*": "nas tocsr finetune"}
+"""Folders of a run besides its winners, and which command makes them."""
+
 State = Literal["ok", "damaged", "repaired", "absent"]
 
 
@@ -47,7 +50,10 @@ def _examine(run: RunDirectory, blocks: Path, *, repair: bool) -> Iterator[Findi
     saved = facts.get("saved") or {}
     there = {path for path in run.path.glob("winner*") if path.is_dir() and ".damaged-" not in path.name}
     for folder in sorted({*there, *(inside(run.path, name) for name in saved)}):
-        yield _winner(folder, repair=repair)
+        yield _model(folder, "the same `nas search`", repair=repair)
+    for pattern, command in MADE_OF_A_WINNER.items():
+        for folder in sorted(path for path in run.path.glob(pattern) if path.is_dir() and ".damaged-" not in path.name):
+            yield _model(folder, f"the same `{command}`", repair=repair)
     yield from _blocks(facts.get("blocks") or {}, blocks, repair=repair)
 
 
@@ -130,9 +136,9 @@ def _config(run: RunDirectory, kept: Any, *, repair: bool) -> Finding:
     return Finding("run.toml", "ok")
 
 
-def _winner(folder: Path, *, repair: bool) -> Finding:
+def _model(folder: Path, maker: str, *, repair: bool) -> Finding:
     if not folder.is_dir():
-        return Finding(folder.name, "absent", "the same `nas search` saves it again")
+        return Finding(folder.name, "absent", f"{maker} saves it again")
     if not (folder / MANIFEST).exists():
         return Finding(folder.name, "absent", f"it has no {MANIFEST} that vouches for it")
     try:
@@ -142,7 +148,7 @@ def _winner(folder: Path, *, repair: bool) -> Finding:
     if not wrong:
         return Finding(folder.name, "ok", f"{len(read_json(folder / MANIFEST)['files'])} files, hashes agree")
     if repair:
-        return Finding(folder.name, "repaired", f"{wrong[0]}; moved to {move_aside(folder).name}, the same `nas search` saves it again")
+        return Finding(folder.name, "repaired", f"{wrong[0]}; moved to {move_aside(folder).name}, {maker} saves it again")
     return Finding(folder.name, "damaged", "; ".join(wrong))
 
 

@@ -28,7 +28,10 @@ def cascades(folder: Path, teacher: Mapping[str, float]) -> list[dict[str, Any]]
     """
     found = []
     for file in folder.glob(f"cascade-eps*/{CASCADE}"):
-        row = read_json(file, {**_CASCADE, **dict.fromkeys(teacher, _COST)})
+        try:
+            row = read_json(file, {**_CASCADE, **dict.fromkeys(teacher, _COST)})
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}; move the folder {file.parent.name} away, or give `nas cascade` again") from error
         kept = {key: row[key] for key in ("eps", "candidate", *teacher, "divergence_before", "divergence", "heldout_divergence")}
         measured = {"stderr": row.get("stderr", 0.0), "n_samples": row.get("n_samples", 0), "spent": row.get("spent", {})}
         found.append({**kept, **measured, "feasible": True, "recalibrated": True, "path": str(file.parent)})
@@ -36,7 +39,12 @@ def cascades(folder: Path, teacher: Mapping[str, float]) -> list[dict[str, Any]]
 
 
 def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
-    """The result as `nas search` printed it, with paths where the directory is now; incumbents, unverified, if the run is unfinished."""
+    """The result as `nas search` printed it, with paths where the directory is now and what `nas cascade` made of it; incumbents, unverified, if unfinished."""
+    summary = _searched(directory, record)
+    return {**summary, "cascades": cascades(directory.path, summary["teacher"]), "run": str(directory.path)}
+
+
+def _searched(directory: RunDirectory, record: Record) -> dict[str, Any]:
     summary: dict[str, Any] | None = record.fact("result")
     if summary is None:
         summary = _unfinished(directory, record)
@@ -44,7 +52,7 @@ def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
         raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor RUN` says more")
     for winner in summary["winners"]:
         winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
-    return {**summary, "cascades": cascades(directory.path, summary["teacher"]), "run": str(directory.path)}
+    return summary
 
 
 def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:
@@ -99,7 +107,7 @@ def trial_row(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any
 def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
     """The folder of a run's saved winner; which one, when there are several."""
     with directory.record(read_only=True) as record:
-        winners = {winner["eps"]: winner["path"] for winner in summarize(directory, record)["winners"] if winner["path"]}
+        winners = {winner["eps"]: winner["path"] for winner in _searched(directory, record)["winners"] if winner["path"]}
     if not winners:
         raise InputError(f"run '{directory.path}' has no saved winner; let its search finish, or name a --candidate")
     if eps is None and len(winners) > 1:

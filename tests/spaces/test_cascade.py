@@ -53,6 +53,15 @@ def test_the_command_goes_on_from_a_run_and_saves_the_model(network: NetworkSpac
     assert result["spent"]["n_recalibrated"] == len(result["tried"])
 
 
+def test_the_bounds_and_the_cost_of_the_run_hold_for_what_is_made_of_it(home: Path, tmp_path: Path) -> None:
+    run = nas.search(TOY, 0.3, workdir=tmp_path, name="run", trials=10, minimize="memory_mb", where="params<=60%").run
+    assert run is not None
+    found = json.loads(command("cascade", str(run), "--trust", "--json", "--trials", "27", "--threads", "1").stdout)
+    assert found["params"] <= 0.6 * found["teacher"]["params"]
+    assert found["memory_mb"] < found["teacher"]["memory_mb"]
+    assert json.loads(command("show", str(run), "--json").stdout)["cascades"][0]["memory_mb"] == found["memory_mb"]
+
+
 def test_what_was_found_is_shown_chosen_reported_and_carded(home: Path, tmp_path: Path) -> None:
     run = nas.search(TOY, 0.3, workdir=tmp_path, name="run", trials=10).run
     assert run is not None
@@ -75,7 +84,9 @@ def test_a_damaged_result_of_a_cascade_is_named(home: Path, tmp_path: Path) -> N
     assert run is not None
     (run / "cascade-eps0.3").mkdir()
     (run / "cascade-eps0.3" / "cascade.json").write_text('{"eps": 0.3}')
-    assert "cascade.json" in command("show", str(run)).stderr
+    assert "move the folder cascade-eps0.3 away, or give `nas cascade` again" in command("show", str(run)).stderr
+    assert command("export", str(run), "--to", str(tmp_path / "model"), "--trust").returncode == 0
+    assert "cascade-eps0.3" in command("doctor", str(run)).stdout
     assert command("report", str(run)).returncode == 0
     assert "A result of `nas cascade` could not be read" in (run / "report.html").read_text()
 
