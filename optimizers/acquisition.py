@@ -107,7 +107,8 @@ class View:
         """The same with the constant that fits the exact sd of listed candidates best."""
         exact = np.square(standard_deviation(self.belief, x))
         told = self.belief.told_variance([form.at(i, j) for form in self.forms])
-        rest = max(float(np.median(exact - told)), self.belief.gp.noise_sd**2)
+        known = np.isfinite(told + exact)
+        rest = max(float(np.median((exact - told)[known])) if known.any() else 0.0, self.belief.gp.noise_sd**2)
         return replace(self, rest=rest, widest=float(np.sqrt(max(exact.max(), rest))))
 
 
@@ -146,7 +147,7 @@ class Pass:
         """The `size` best candidates by coarse score, best first, `(n, S)`."""
         if not self.n_cheaper:
             return np.zeros((0, len(self.region.base)), dtype=np.int64)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             self._set_up()
             held = self._screen()
             score = self._score(held)
@@ -193,10 +194,8 @@ class Pass:
             for view, weight, (mean, sd) in zip(self.views, goal.weights, held.moments, strict=True):
                 likely += weight * ndtr((view.belief.threshold(eps) - mean) / sd)
             plain += likely * np.exp(goal.log_gain(best - cost))
-        if len(plain) and np.nanmax(plain) > 1e-200:
-            score = np.log(plain)
-        else:
-            score = goal.log_score(cost, goal.log_feasibility(list(held.moments[:, 0]), list(held.moments[:, 1])))
+        on_log_scale = not (plain > 1e-200).any()
+        score = goal.log_score(cost, goal.log_feasibility(list(held.moments[:, 0]), list(held.moments[:, 1]))) if on_log_scale else np.log(plain)
         return np.where(np.isnan(score), -np.inf, score)
 
     def _screen(self) -> Held:

@@ -101,8 +101,8 @@ class Compounding:
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:
-        """M, M Q, and M^2 times the variance that comes from doubts about single blocks."""
-        return (*self._mean_forms, weighted_doubts(posterior_doubts(self.gp, self.kernel), self._losses))
+        """M, M Q, and (M / scale)^2 times the variance that comes from doubts about single blocks."""
+        return (*self._mean_forms, weighted_doubts(posterior_doubts(self.gp, self.kernel), self._losses / self.scale))
 
     @cached_property
     def _losses(self) -> Floats:
@@ -127,7 +127,7 @@ class Compounding:
         return out
 
     def told_variance(self, values: Sequence[Floats]) -> Floats:
-        out: Floats = np.maximum(values[2], 0) / np.square(values[0])
+        out: Floats = np.maximum(values[2], 0) / np.square(values[0] * (1 / self.scale))
         return out
 
     def prior_mean(self, x: Tensor) -> Tensor:
