@@ -11,12 +11,13 @@ from nas.data import Samples, Splits
 from nas.errors import InputError
 
 
-def collect(batches: Iterable[Any], inputs: Sequence[str] = ("x",), target: str | None = None, limit: int | None = None) -> Samples:
+def collect(batches: Iterable[Any], inputs: Sequence[str] | None = None, target: str | None = None, limit: int | None = None) -> Samples:
     """The samples of all batches, each its own group.
 
     Args:
         batches: of tensors, of tuples whose entries `inputs` names in order, or of mappings.
-        inputs: names of what the model is called with; entries of a tuple may be skipped with "".
+        inputs: names of what the model is called with; entries of a tuple may be skipped with "". By default all that the first batch holds if it is a
+            mapping, else one input "x".
         target: the name among them (or key of a mapping) that is the target and no input.
         limit: samples at most.
 
@@ -28,6 +29,8 @@ def collect(batches: Iterable[Any], inputs: Sequence[str] = ("x",), target: str 
     for number, batch in enumerate(batches):
         if limit is not None and count >= limit:
             break
+        if inputs is None:
+            inputs = tuple(map(str, batch)) if isinstance(batch, Mapping) else ("x",)
         found.append(_named(batch, (*inputs, target) if target and target not in inputs else tuple(inputs), number))
         count += len(next(iter(found[-1].values())))
     joined = Samples.join(found)

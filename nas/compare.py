@@ -234,12 +234,14 @@ def _row(name: str, eps: float, outcomes: Sequence[_Outcome]) -> Row:
 
 def render(rows: Sequence[Row]) -> "Table":
     """The rows as a table for the terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="measurements until the cost is within 1 % of the optimum, and regret (0: the optimum, 1: the teacher)", title_justify="left")
-    regrets = (f"regret\nafter {count}" for count in REPORTED)
+    title = "measurements until the cost is within 1 % of the optimum, and regret (0: the optimum, 1: the teacher)"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    regrets = (f"regret\nat {count}" for count in REPORTED)
     for header in ("eps", "optimizer", "to 1 %,\nmedian", "quartiles", "runs\nthere", *regrets, "optimum\nfound", "CPU s a\nproposal", "repeats\na run"):
-        table.add_column(header, justify="left" if header == "optimizer" else "right")
+        table.add_column(header, justify="left" if header == "optimizer" else "right", no_wrap=header in ("optimizer", "quartiles"))
     for row in rows:
         found = row.to_json()
         evals = found["evals_to_1pct"]

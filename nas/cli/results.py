@@ -53,7 +53,7 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
     table = Table("", *columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", *(("0",) if relative else ()), "0")
     for winner in (*summary["winners"], *summary.get("cascades", ())):
-        label = f"eps {winner['eps']:g}" + (", cascade" if winner.get("recalibrated") else "" if winner["feasible"] else " (not feasible)")
+        label = f"cascade {winner['eps']:g}" if winner.get("recalibrated") else f"eps {winner['eps']:g}" + ("" if winner["feasible"] else " (not feasible)")
         if not winner["candidate"]:
             table.add_row(label, *("-" for _ in metrics), "-", "-", *(("-",) if relative else ()), "-")
             continue

@@ -206,7 +206,7 @@ def _winner_words(findings: Findings, i: int) -> str:
 def _front_legend(findings: Findings, with_designs: bool) -> tuple[tuple[str, str], ...]:
     out = [*_eps_legend({eps: f"within eps {eps:g}" for eps in findings.eps}), ("over", "above every eps"), ("winner", "star: winner")]
     if findings.cascades:
-        out.append(("winner", "square: recalibrated by `nas cascade`"))
+        out.append(("winner", "square: recalibrated by nas cascade"))
     if with_designs:
         out.append(("reference", "diamond: design without a search (hollow: predicted L)"))
     if any(t.divergence is None for t in findings.trials):

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from nas.problem import Problem
 from nas.space import Candidate
 
-BOX_W, BOX_H, GAP_X, GAP_Y = 108, 46, 22, 26
+BOX_W, BOX_H, GAP_X, GAP_Y = 118, 46, 20, 26
 EVERYWHERE = 0.6
 """A fixed step that feeds this share of the others (a time embedding) is named in the caption instead of drawn."""
 
@@ -95,7 +95,7 @@ def _box(problem: Problem, candidate: Candidate, names: Mapping[str, str], step:
     s = list(names).index(step)
     costs = problem.costs.by_choice[problem.objective][s]
     share = float(costs[candidate[s]] / costs[0]) if costs[0] else 1.0
-    kept = "teacher" if candidate[s] == 0 else f"{_short(names[step])} · {100 * share:.0f} %"
+    kept = "teacher" if candidate[s] == 0 else f"{_short(names[step], 10)} · {100 * share:.0f} %"
     title = f"{step}: {names[step]}, {100 * share:.1f} % of the teacher's {problem.objective}"
     words = f'<text class="stage" x="{x:.0f}" y="{y - 3:.0f}">{escape(_short(step))}</text><text x="{x:.0f}" y="{y + 14:.0f}">{escape(kept)}</text>'
     return f'<g class="box {saving_class(share)}"><title>{escape(title)}</title><rect {corner}/>{words}</g>'

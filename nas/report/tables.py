@@ -62,7 +62,7 @@ def cascade_headline(findings: Findings, row: Mapping[str, Any]) -> Headline:
     ]
     whole, cost, name = findings.teacher[findings.objective], row[findings.objective], METRICS.get(findings.objective, findings.objective)
     title = f"{whole / cost:.2f}x fewer {name}, recalibrated" if whole and cost else "recalibrated"
-    before = "" if row["divergence_before"] is None else f"{row['divergence_before']:.3g} before `nas cascade` fitted its blocks again; "
+    before = "" if row["divergence_before"] is None else f"{row['divergence_before']:.3g} before nas cascade fitted its blocks again; "
     verdict = f"{before}{row['heldout_divergence']:.3g} on samples the search never saw"
     return Headline(row["eps"], title, True, tuple(costs), f"{row['divergence']:.3g} ± {row['stderr']:.1g}", verdict, row["path"])
 

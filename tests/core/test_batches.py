@@ -31,7 +31,6 @@ def test_tensors_dicts_and_generators_do_as_well() -> None:
         ([X, X[:, :1]], r"batch 1: 'x' must have samples of shape \(2,\), got \(1,\)"),
         ([X, "text"], "batch 1 must be a tensor, a tuple or a mapping of tensors, got str"),
         ([(X,), ([1, 2],)], "batch 1: 'x' must be a tensor with a row for each sample, got list"),
-        ([{"y": X}], "batch 0 has no 'x'; it has: y"),
         ([()], r"batch 0 must have 1 entries \(x\), got 0"),
     ],
 )
@@ -51,3 +50,13 @@ def test_a_split_is_disjoint_whole_and_reproducible() -> None:
 def test_shares_that_leave_a_set_empty_are_refused() -> None:
     with pytest.raises(InputError, match="must leave every set at least one"):
         split(collect([X]), 0.8, 0.2)
+
+
+def test_all_that_mappings_hold_is_an_input_unless_it_is_the_target() -> None:
+    batches = [{"ids": torch.arange(6).reshape(2, 3), "mask": torch.ones(2, 3), "label": torch.tensor([0, 1])} for _ in range(2)]
+    samples = collect(batches, target="label")
+    assert set(samples.inputs) == {"ids", "mask"}
+    assert samples.target is not None
+    assert set(collect([torch.zeros(2, 3)]).inputs) == {"x"}
+    with pytest.raises(InputError, match="batch 1 has no 'mask'; it has: ids"):
+        collect([batches[0], {"ids": batches[0]["ids"], "label": batches[0]["label"]}], target="label")

@@ -69,7 +69,7 @@ def test_what_was_found_is_shown_chosen_reported_and_carded(home: Path, tmp_path
     (row,) = json.loads(command("show", str(run), "--json").stdout)["cascades"]
     assert row["params"] == found["params"]
     assert "recalibrated by `nas cascade`: saved in" in command("show", str(run)).stdout
-    assert "eps 0.3, cascade" in command("show", str(run)).stdout
+    assert "cascade 0.3" in command("show", str(run)).stdout
     best = json.loads(command("best", str(run), "--json").stdout)
     assert best["params"] <= row["params"]
     assert "recalibrated" in (run / "report.html").read_text()
