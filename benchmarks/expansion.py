@@ -1,61 +1,57 @@
 """Latent expansion in miniature: do 16 channels reconstruct better than 4, and which of the U-Net variants v1, v2, v3 has the lowest loss?
 
-All networks are trained from scratch on crops of photographs, split by photograph, every figure is taken on held-out ones; once for each seed:
+Pictures are the shipped posters as the embedded autoencoder decodes them (384 `fit` to train on, 128 `verify` to judge by), the teacher autoencoder is
+the embedded one (16 channels). An autoencoder with the first 4 of its channels is trained for a while: the counterpart of SD1.5's. From there two go on
+with the same budget: one with 4 channels, by reconstruction, and one expanded to 16, by Eq. (4). Likewise the embedded U-Net is cut down to
+the first 4 latent channels and trained for a while; then v1, v2 and v3 are expanded to 16 channels from it and trained by Eq. (16), same data and noise.
 
-    guide      an autoencoder of 16 latent channels, f = 4: the counterpart of FLUX's
-    base       one of 4, and a U-Net of the embedded teacher's sizes on its latents: the counterpart of SD1.5
-    4          the base autoencoder goes on with reconstruction, for as many steps as it has had
-    16         the base autoencoder expanded, trained by Eq. (4) for as many steps
-    v1, v2, v3 the base U-Net expanded, trained with that autoencoder by Eq. (5), all on the same batches and noise
-
-    python benchmarks/expansion.py --photographs FOLDER [--device cuda] [--seeds 3] [--processes 6] [--autoencoders] [--work build/expansion] [--out FOLDER]
-
-Each training is a process; the same command goes on where it was stopped. `--autoencoders` leaves the variants out.
+    python benchmarks/expansion.py [--steps 300] [--unet-steps 250]
 """
 
 import argparse
-import json
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from dated import FOLDER, write_result
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from PIL import Image
-from super_resolution import textured, whole
+from dated import write_result
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
-from nas.cli.console import Terminal
 from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
 from nas.spaces.tocsr.compact import CompactUNet
-from nas.spaces.tocsr.data import Latents
-from nas.spaces.tocsr.expand import GuidedLosses, Joint, expanded_unet
-from nas.spaces.tocsr.expansion import VARIANTS, Distilled, expand_autoencoder, taken_over
-from nas.spaces.tocsr.finetune import Denoising, draw_latents
-from nas.spaces.tocsr.folders import PictureFolder
+from nas.spaces.tocsr.data import Latents, noised
+from nas.spaces.tocsr.expansion import VARIANTS, Distilled, expand_autoencoder, expand_unet, teacher_latents
+from nas.spaces.tocsr.finetune import Denoising, draw_latents, predictions
 from nas.spaces.tocsr.sr.metrics import psnr, ssim
-from nas.spaces.tocsr.sr.recipe import Recipe
 from nas.spaces.tocsr.teacher import alphas_cumprod
-from nas.spaces.tocsr.trainer import Evaluate, Loss, Trainer, TrainingSettings
+from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
 
-TILE, CROP = 48, 32
-"""Sides of the training pictures that are cut out of the photographs, and of the crops of them."""
-
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+OLD = 4
 
 
-def autoencoder(channels: int) -> AutoencoderKL:
-    """SD1.5's structure, narrow, one layer a block."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(16, 32, 48),
-        layers_per_block=1, latent_channels=channels, norm_num_groups=8, mid_block_add_attention=False,
-    )  # fmt: skip
+def with_channels(state: dict[str, Tensor], model: nn.Module, rows: dict[str, list[int]], columns: dict[str, list[int]]) -> None:
+    """Loads the chosen rows and columns of convolutions, all else whole."""
+    chosen = dict(state)
+    for name, kept in rows.items():
+        chosen |= {f"{name}.{part}": state[f"{name}.{part}"][kept] for part in ("weight", "bias")}
+    for name, kept in columns.items():
+        chosen[f"{name}.weight"] = state[f"{name}.weight"][:, kept]
+    model.load_state_dict(chosen)
+
+
+def figures(vae: AutoencoderKL, images: Tensor) -> dict[str, float]:
+    """Mean PSNR in dB and SSIM of reconstructions."""
+    with torch.no_grad():
+        found = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in images.split(32)])
+    pairs = [(_bytes(f), _bytes(w)) for f, w in zip(found, images, strict=True)]
+    return {"psnr": float(np.mean([psnr(*pair) for pair in pairs])), "ssim": float(np.mean([ssim(*pair) for pair in pairs]))}
+
+
+def _bytes(image: Tensor) -> Any:
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
 
 class Reconstruction(nn.Module):
@@ -65,196 +61,88 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, images: Tensor) -> Tensor:
-        return (self.vae.decode(self.vae.encode(images).latent_dist.mode()).sample - images).float().square().mean()
+    def forward(self, images: Tensor, wanted: Tensor) -> tuple[Tensor]:
+        del wanted
+        return ((self.vae.decode(self.vae.encode(images).latent_dist.mode()).sample - images).square().mean(),)
 
 
-def reconstructing(network: nn.Module, images: Tensor, random: Generator) -> Tensor:
-    """The loss of a batch."""
-    del random
-    found: Tensor = network(images)
-    return found
+def train_autoencoder(module: nn.Module, pictures: tuple[Tensor, Tensor], test: Tensor, settings: TrainingSettings, checkpoint: Path) -> list[dict[str, Any]]:
+    """The curve of PSNR and SSIM."""
+    images, wanted = pictures
+
+    def draw(random: Generator, n: int) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(images), (n,), generator=random)
+        return images[rows], wanted[rows]
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor], random: Generator) -> Tensor:
+        del random
+        found: Tensor = network(*batch)[0]
+        return found
+
+    trainer = Trainer(module, draw, loss, settings)
+    return trainer.run(checkpoint, lambda m: figures(m.vae, test), every=max(1, settings.steps // 5))
 
 
-@torch.no_grad()
-def figures(vae: AutoencoderKL, windows: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB and SSIM of reconstructions of the windows."""
-    found = torch.cat([vae.decode(vae.encode(part.to(vae.device)).latent_dist.mode()).sample.cpu() for part in windows.split(4)])
-    pairs = [(_bytes(f), _bytes(w)) for f, w in zip(found, windows, strict=True)]
-    return {"psnr": float(np.mean([psnr(*pair) for pair in pairs])), "ssim": float(np.mean([ssim(*pair) for pair in pairs]))}
+def autoencoders(teacher: AutoencoderKL, latents: dict[str, Latents], settings: TrainingSettings, weight: float, folder: Path) -> dict[str, Any]:
+    """Curves of the 4-channel autoencoder, and of the two that go on from it."""
+    with torch.no_grad():
+        pictures = {name: torch.cat([teacher.decode(part).sample for part in latents[name].latents.split(32)]).clamp(-1, 1) for name in ("fit", "verify")}
+    fit = pictures["fit"], teacher_latents(teacher, pictures["fit"])
+    base = AutoencoderKL.from_config({**teacher.config, "latent_channels": OLD})
+    kept = list(range(OLD))
+    with_channels(teacher.state_dict(), base, {"encoder.conv_out": kept + [16 + k for k in kept]}, {"decoder.conv_in": kept})
+    curves = {"4 channels, before": train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder / "before")}
+    wide = expand_autoencoder(base)
+    curves["4 channels, going on"] = train_autoencoder(Reconstruction(base), fit, pictures["verify"], settings, folder / "narrow")
+    curves["16 channels, Eq. (4)"] = train_autoencoder(Distilled(wide, weight), fit, pictures["verify"], settings, folder / "wide")
+    return {"curves": curves, "teacher": figures(teacher, pictures["verify"])}
 
 
-def _bytes(image: Tensor) -> Any:
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+def first_channels(latents: Latents) -> Latents:
+    return Latents(latents.latents[:, :OLD], latents.text, latents.groups)
 
 
-class Job:
-    """One seed's trainings, each of which leaves a folder or file under `work`."""
+def unets(assets: EmbeddedAssets, latents: dict[str, Latents], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
+    """Held-out denoising loss of the 4-channel base, and of each variant while it is trained on 16 channels."""
+    stock = UNet2DConditionModel.from_pretrained(assets.root / "unet")
+    whole = CompactUNet.from_teacher_folder(assets.root)
+    scheduler, abar = dict(whole.config.scheduler), alphas_cumprod(whole)
+    base = UNet2DConditionModel.from_config({**stock.config, "in_channels": OLD, "out_channels": OLD})
+    with_channels(stock.state_dict(), base, {"conv_out": list(range(OLD))}, {"conv_in": list(range(OLD))})
 
-    def __init__(self, asked: argparse.Namespace) -> None:
-        self.asked, self.work, self.seed = asked, asked.work, asked.seed
-        self.pictures = PictureFolder.of([self.work / "tiles" / "train"], CROP)
-        self.windows = torch.stack([_values(file) for file in sorted((self.work / "tiles" / "windows").iterdir())])
-        shared: dict[str, Any] = {"batch": 16, "rate": 1e-3, "warmup": 50, "average": 0.995, "seed": asked.seed, "precision": asked.precision}
-        self.settings, self.joint = TrainingSettings(asked.steps, **shared), TrainingSettings(asked.joint_steps, **shared)
+    def train(network: CompactUNet, name: str, data: dict[str, Latents]) -> list[dict[str, Any]]:
+        judged = noised(data["verify"], abar, 256, seed=5)
 
-    def _train(self, name: str, module: nn.Module, loss: Loss, judge: Evaluate, settings: TrainingSettings) -> None:
-        """Trains on crops; leaves the curve."""
-        trainer = Trainer(module, self.pictures.crops, loss, settings, device=self.asked.device)
-        curve = trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 4), progress=Terminal())
-        (self.work / f"{name}.json").write_text(json.dumps({"curve": curve}))
+        def heldout(module: nn.Module) -> dict[str, float]:
+            assert judged.target is not None
+            return {"heldout_loss": float((predictions(module, judged) - judged.target).square().mean())}
 
-    def _reconstructing(self, name: str, vae: AutoencoderKL) -> AutoencoderKL:
-        """Trains the autoencoder by reconstruction and scales its latents to unit variance."""
-        self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), self.settings)
-        with torch.no_grad():
-            crops = self.pictures.crops(torch.Generator().manual_seed(0), 256).to(vae.device)
-            vae.register_to_config(scaling_factor=1 / float(vae.encode(crops).latent_dist.mode().std()))
-        return vae
+        return Trainer(network, draw_latents(data["fit"]), Denoising(abar), settings).run(folder / name, heldout, every=max(1, settings.steps // 5))
 
-    def guide(self) -> None:
-        """Sixteen channels from scratch."""
-        torch.manual_seed(self.seed)
-        self._reconstructing(f"guide-{self.seed}", autoencoder(16)).save_pretrained(self.work / f"guide-{self.seed}")
-
-    def base(self) -> None:
-        """The counterpart of SD1.5: autoencoder, then U-Net."""
-        torch.manual_seed(self.seed)
-        name = f"base-{self.seed}"
-        vae = self._reconstructing(name, autoencoder(4))
-        config = {**UNet2DConditionModel.load_config(EmbeddedAssets(newest_version()).root / "unet"), "in_channels": 4, "out_channels": 4}
-        stock, scheduler = UNet2DConditionModel.from_config(config), DDPMScheduler(num_train_timesteps=1000, **SCHEDULE)
-        unet = CompactUNet.of(stock, scheduler.config)
-        with torch.no_grad():
-            random = torch.Generator().manual_seed(1)
-            crops = [self.pictures.crops(random, 64) for _ in range(len(self.pictures.files) // 64)]
-            modes = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mode().cpu() for part in crops]) * vae.config.scaling_factor
-        clean = Latents(modes, self._text(unet).expand(len(modes), -1, -1), torch.arange(len(modes)))
-        trainer = Trainer(unet, draw_latents(clean), Denoising(alphas_cumprod(unet)), replace(self.joint, batch=64), device=self.asked.device)
-        trainer.run(self.work / f"{name}-unet.checkpoint", progress=Terminal())
-        stock.save_pretrained(self.work / name / "unet")
-        vae.save_pretrained(self.work / name / "vae")
-        scheduler.save_pretrained(self.work / name / "scheduler")
-
-    @staticmethod
-    def _text(unet: CompactUNet) -> Tensor:
-        return torch.zeros(1, 1, int(unet.config.cross_attention_dim))
-
-    def narrow(self) -> None:
-        """The base autoencoder, going on."""
-        self._reconstructing(f"4-{self.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"))
-
-    def _guided(self, vae: AutoencoderKL, text: Tensor) -> tuple[AutoencoderKL, GuidedLosses]:
-        guide = AutoencoderKL.from_pretrained(self.work / f"guide-{self.seed}")
-        vae.register_to_config(**taken_over(vae, guide))
-        return vae, GuidedLosses(guide.requires_grad_(False).to(self.asked.device), text)
-
-    def wide(self) -> None:
-        """The base autoencoder expanded, by Eq. (4)."""
-        base = AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae")
-        vae, losses = self._guided(expand_autoencoder(base, 16), torch.zeros(1, 1, 1))
-        self._train(f"16-{self.seed}", Distilled(vae), losses.matching, lambda module: figures(module.vae, self.windows), self.settings)
-        vae.save_pretrained(self.work / f"16-{self.seed}")
-
-    def variant(self, name: str) -> None:
-        """A variant's U-Net and the expanded autoencoder, by Eq. (5)."""
-        unet = expanded_unet(CompactUNet.from_teacher_folder(self.work / f"base-{self.seed}"), 16, name)  # type: ignore[arg-type]
-        vae, losses = self._guided(AutoencoderKL.from_pretrained(self.work / f"16-{self.seed}"), self._text(unet))
-
-        def judge(module: Joint) -> dict[str, float]:
-            random = torch.Generator().manual_seed(5)
-            parts = [losses.both(module, part.to(self.asked.device), random)[0] for part in self.windows.split(2)]
-            return {"heldout_loss": float(torch.stack(parts).mean())}
-
-        self._train(f"{name}-{self.seed}", Joint(Distilled(vae), unet), losses.denoising, judge, self.joint)  # type: ignore[arg-type]
-
-
-JOBS: dict[str, Callable[[Job], None]] = {
-    "guide": Job.guide,
-    "base": Job.base,
-    "4": Job.narrow,
-    "16": Job.wide,
-    **{variant: (lambda job, variant=variant: job.variant(variant)) for variant in VARIANTS},
-}
-
-
-def _values(file: Path) -> Tensor:
-    return torch.from_numpy(np.asarray(Image.open(file), dtype=np.float32).transpose(2, 0, 1).copy()) / 127.5 - 1
-
-
-def write_tiles(asked: argparse.Namespace) -> None:
-    """Training tiles, at scales from 0.4 to 1, and the textured windows of held-out photographs, as files without compression, which are read fast."""
-    folder = asked.work / "tiles"
-    if (folder / "complete").exists():
-        return
-    training, held = replace(Recipe.read(asked.recipe).photographs, folder=str(asked.photographs)).load(Terminal())
-    for part in ("train", "windows"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    rng, names = np.random.default_rng(0), sorted(training)
-    for number in range(asked.tiles):
-        picture = Image.fromarray(training[names[number % len(names)]])
-        side = min(round(TILE / rng.uniform(0.4, 1.0)), *picture.size)
-        x, y = (int(rng.integers(0, length - side + 1)) for length in picture.size)
-        picture.crop((x, y, x + side, y + side)).resize((TILE, TILE), Image.Resampling.LANCZOS).save(folder / "train" / f"{number:05}.bmp")
-    for name, picture in held.items():
-        Image.fromarray(textured(whole(name, picture)).high).save(folder / "windows" / f"{name}.bmp")
-    (folder / "complete").touch()
-
-
-def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, Any]:
-    """What a training left, done in a process of its own."""
-    kept = asked.work / f"{job}-{seed}.json"
-    if not kept.is_file() or (job == "base" and not (asked.work / f"base-{seed}" / "scheduler").is_dir()):
-        names = ("recipe", "photographs", "steps", "joint_steps", "device", "precision", "work", "threads")
-        command = [sys.executable, __file__, *(f"--{key.replace('_', '-')}={getattr(asked, key)}" for key in names), "--job", job, "--seed", str(seed)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{job}, seed {seed}: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(kept.read_text())
-    print(job, seed, "done", file=sys.stderr, flush=True)
-    return found
-
-
-def summed(found: dict[tuple[str, int], dict[str, Any]], seeds: int) -> dict[str, Any]:
-    """What the seeds say: reconstruction of each autoencoder, denoising loss of each variant."""
-    last = {key: rows["curve"][-1] for key, rows in found.items()}
-    autoencoders = {job: {key: [last[job, seed][key] for seed in range(seeds)] for key in ("psnr", "ssim")} for job in ("guide", "base", "4", "16")}
-    losses = {variant: [last[variant, seed]["heldout_loss"] for seed in range(seeds)] for variant in VARIANTS if (variant, 0) in last}
-    lowest = [min(losses, key=lambda variant: losses[variant][seed]) for seed in range(seeds)] if losses else None
-    return {"autoencoders": autoencoders, "heldout_loss": losses, "lowest": lowest}
+    curves = {"base": train(CompactUNet.of(base, scheduler), "base", {name: first_channels(rows) for name, rows in latents.items()})}
+    for variant in VARIANTS:
+        expansion = None if variant == "v2" else [variant, OLD]
+        network = CompactUNet.from_config({**base.config, "in_channels": 16, "out_channels": 16, "scheduler": scheduler, "expansion": expansion})
+        network.load_state_dict(expand_unet(copy.deepcopy(base), 16, variant).state_dict())
+        curves[variant] = train(network, variant, latents)
+    return {"curves": curves}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/embedded.toml"), help="whose held-out photographs are held out here")
-    parser.add_argument("--photographs", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200, help="of every autoencoder")
-    parser.add_argument("--joint-steps", type=int, default=400, help="of autoencoder and U-Net together, and of the base U-Net")
-    parser.add_argument("--tiles", type=int, default=4000, help="training pictures")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("build/expansion"))
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--autoencoders", action="store_true")
-    parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--unet-steps", type=int, default=250)
+    parser.add_argument("--latent-weight", type=float, default=1.0, help="of latent matching in Eq. (4)")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    if asked.job:
-        JOBS[asked.job](Job(asked))
-        return
-    write_tiles(asked)
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for jobs in (("guide", "base"), ("4", "16"), () if asked.autoencoders else VARIANTS):
-        keys = [(job, seed) for seed in range(asked.seeds) for job in jobs]
-        with ThreadPoolExecutor(asked.processes) as pool:
-            found |= dict(zip(keys, pool.map(lambda key: trained_apart(asked, *key), keys), strict=True))
-    one = replace(Job(asked).settings, seed=0)
-    curves = [{"job": job, "seed": seed, **rows} for (job, seed), rows in found.items()]
-    write_result("expansion", {"settings": asdict(one), "joint_steps": asked.joint_steps, **summed(found, asked.seeds), "curves": curves}, asked.out)
+    torch.set_num_threads(1)
+    assets = EmbeddedAssets(newest_version())
+    latents = assets.latents()
+    teacher = AutoencoderKL.from_pretrained(assets.root / "vae").eval()
+    with tempfile.TemporaryDirectory() as folder:
+        first = autoencoders(teacher, latents, TrainingSettings(asked.steps, batch=16, rate=1e-3, warmup=20, average=0.99), asked.latent_weight, Path(folder))
+        print(first, flush=True)
+        second = unets(assets, latents, TrainingSettings(asked.unet_steps, batch=32, rate=1e-3, warmup=20, average=0.99), Path(folder))
+    write_result("expansion", {"autoencoders": first, "unets": second})
 
 
 if __name__ == "__main__":

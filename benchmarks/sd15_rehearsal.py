@@ -130,7 +130,7 @@ def main() -> None:
         "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if asked.device.startswith("cuda") else None,
         "evaluation": json.loads((asked.work / "runs" / "sd15" / "evaluation.json").read_text()),
     }
-    write_result("sd15_rehearsal", content, asked.out)
+    write_result("sd15_rehearsal" if asked.width == FULL else f"sd15_rehearsal_width_{asked.width}", content, asked.out)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def terminal(quiet: bool, log: list[str] | None, folder: Path) -> "Iterator[Term
     """Progress of a training: of several processes one reports, and logs into the folder."""
     from nas.cli.console import Terminal
     from nas.loggers import LOGGERS, open_sinks
-    from nas.spaces.tocsr.trainer import leads
+    from nas.spaces.tocsr.resources import leads
 
     for name in log or ():
         LOGGERS.check(name)

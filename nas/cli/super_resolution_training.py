@@ -137,7 +137,7 @@ def _show(artefacts: "list[Artefact]") -> None:
 
 
 def _say(written: Path, json: bool) -> None:
-    from nas.spaces.tocsr.trainer import leads
+    from nas.spaces.tocsr.resources import leads
 
     if leads() and json:
         print_json({"path": str(written)})

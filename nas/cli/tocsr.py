@@ -53,7 +53,8 @@ def expand(
     from nas.spaces.tocsr.expand import ExpansionOptions
     from nas.spaces.tocsr.expand import expand as run_expand
     from nas.spaces.tocsr.folders import PictureFolder
-    from nas.spaces.tocsr.trainer import TrainingSettings, leads
+    from nas.spaces.tocsr.resources import leads
+    from nas.spaces.tocsr.trainer import TrainingSettings
 
     shared: dict[str, Any] = {"batch": batch, "accumulate": accumulate, "rate": rate, "precision": precision, "seed": seed}
     first_step, second_step = (TrainingSettings(count, **shared, warmup=count // 20) for count in (steps, joint_steps))
@@ -106,8 +107,9 @@ def finetune(
     winner = winner_folder(directory, eps)
     options.set_threads(threads)
     from nas.spaces.tocsr.finetune import finetune as run_finetune
+    from nas.spaces.tocsr.resources import leads, own_device
     from nas.spaces.tocsr.teacher import load_teacher
-    from nas.spaces.tocsr.trainer import TrainingSettings, leads, own_device
+    from nas.spaces.tocsr.trainer import TrainingSettings
 
     settings = TrainingSettings(steps, batch, accumulate, rate, warmup=steps // 20, precision=precision, seed=seed)  # type: ignore[arg-type]  # checked there
     place, given = own_device(device or origin.get("device", "cpu")), {name: origin[name] for name in ("teacher", "data") if name in origin}

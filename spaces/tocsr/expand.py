@@ -25,8 +25,9 @@ from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.expansion import Distilled, Variant, check_vae_teacher, expand_autoencoder, expand_unet, taken_over, teacher_latents
 from nas.spaces.tocsr.folders import PictureFolder
+from nas.spaces.tocsr.resources import own_device
 from nas.spaces.tocsr.teacher import alphas_cumprod, check_device, null_prompt
-from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, own_device
+from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
 
 RESULT = "expansion.json"
 

@@ -6,7 +6,6 @@ share the batches of a step out among themselves, compute the step that one proc
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.files import Form, check_form
 from nas.progress import Progress, Quiet, tell_scalars
+from nas.spaces.tocsr.resources import check_disk, check_memory
 
 Draw = Callable[[Generator, int], Any]
 """A batch of so many samples (tensors, in tuples or dicts), decided by the generator; called in a thread, one batch ahead."""
@@ -130,6 +130,7 @@ class Trainer:
         if self._share * self._accelerator.num_processes != settings.accumulate:
             raise InputError(f"accumulate must be a multiple of the {self._accelerator.num_processes} processes that share it, got {settings.accumulate}")
         self._parameters = [p for p in module.parameters() if p.requires_grad]
+        check_memory(self._parameters, self._accelerator.device)
         self._optimizer = self._accelerator.prepare_optimizer(torch.optim.AdamW(self._parameters, lr=settings.rate, weight_decay=settings.weight_decay))
         self._average = EMAModel(self._parameters, decay=settings.average, foreach=True)
 
@@ -146,8 +147,9 @@ class Trainer:
 
         Raises:
             RunMismatch: the checkpoint was made with other settings, network or data.
-            InputError: the loss is no longer finite.
+            InputError: the disk has no room for a checkpoint and the one before it, or the loss is no longer finite.
         """
+        check_disk(self._parameters, checkpoint)
         if checkpoint.exists():
             self._load(checkpoint)
         elif evaluate is not None:
@@ -301,16 +303,6 @@ class Trainer:
         if state["scaler"] is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.curve, self._mean = state["step"], state["curve"], _Mean(**state["mean"])
-
-
-def leads() -> bool:
-    """Whether this process is the one that reports, of those that `accelerate launch` started; True where it started none."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def own_device(device: str) -> str:
-    """The device of this process: "cuda" is the GPU that `accelerate launch` gives it, the first where it started none."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def seeded(seed: int, number: int) -> Generator:

@@ -26,6 +26,7 @@ from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.expand import expand
 from nas.spaces.tocsr.finetune import finetune
 from nas.spaces.tocsr.folders import PictureFolder
+from nas.spaces.tocsr.resources import own_device
 from nas.spaces.tocsr.sr.degradation import degradation
 from nas.spaces.tocsr.sr.evaluate import BICUBIC, Pair, System, bicubic_up, evaluate, parts, system_of
 from nas.spaces.tocsr.sr.images import FACTOR
@@ -36,7 +37,7 @@ from nas.spaces.tocsr.sr.recipe import Photographs, Recipe, Searching, adaptatio
 from nas.spaces.tocsr.sr.steps import adapt, distill, pairs_of
 from nas.spaces.tocsr.sr.tables import rendered, summary
 from nas.spaces.tocsr.teacher import check_device, companions, load_teacher
-from nas.spaces.tocsr.trainer import TrainingSettings, own_device
+from nas.spaces.tocsr.trainer import TrainingSettings
 
 HELD_OUT_PAIRS = 48
 

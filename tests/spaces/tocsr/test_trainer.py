@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from torch import Generator, Tensor, nn
 from nas.checkpoint import load_checkpoint
 from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.progress import Quiet
-from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, leads, own_device, seeded
+from nas.spaces.tocsr.resources import leads, own_device
+from nas.spaces.tocsr.trainer import Trainer, TrainingSettings, seeded
 
 
 def draw(random: Generator, n: int) -> tuple[Tensor, Tensor]:
@@ -203,3 +205,13 @@ def test_of_several_processes_the_first_reports_and_each_has_its_own_gpu(monkeyp
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not leads()
     assert [own_device(device) for device in ("cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:3", "cpu"]
+
+
+def test_too_little_memory_or_disk_is_said_before_the_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10))
+    with pytest.raises(InputError, match=r"training .* parameters needs .*B of memory on 'cpu'.* use another device"):
+        trainer(network())
+    monkeypatch.undo()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(InputError, match=r"training needs .*B on disk for its checkpoints, .* has 10B free"):
+        trainer(network()).run(tmp_path / "sub" / "checkpoint")
