@@ -128,13 +128,18 @@ def measuring(network: NetworkSpace, count: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def calibrating(network: NetworkSpace, rounds: int, whole: Sequence[str]) -> dict[str, Any]:
-    """The whole library by the engine, and what the naive loop and the blocks' own passes take for the same steps of the same blocks."""
+def calibrating(network: NetworkSpace, rounds: int, whole: Sequence[str], only: Sequence[str] | None = None) -> dict[str, Any]:
+    """The library by the engine, and what the naive loop and the blocks' own passes take for the same steps of the same blocks.
+
+    With some stages `only`, their share of the one pass that collects features for all stages is counted.
+    """
     settings = network.calibration
     shared: dict[str, StageFeatures] = {}
     features_s = cpu_s(lambda: shared.update(collect_features(network.graph, [stage.name for stage in network.stages], network.data.fit, Quiet())))
     stages: list[dict[str, Any]] = []
-    for stage in network.stages:
+    chosen = [stage for stage in network.stages if only is None or stage.name in only]
+    features_s *= len(chosen) / len(network.stages)
+    for stage in chosen:
         features = shared[stage.name]
         fits = {choice.name: Fit(made(network, stage, choice.name), features.step, features.output_variances, settings) for choice in stage.choices[1:]}
         engine = cpu_s(lambda fits=fits, features=features: list(fit_together(list(fits.values()), features, settings)))
@@ -265,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stages", default="", help="calibrate these only")
     parser.add_argument("--whole", default="down1/B2,up1/catR,up3/catD", help="blocks that the naive loop fits in full")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -273,7 +279,7 @@ def main() -> None:
     content: dict[str, Any] = {"clock": "CPU seconds of one thread; the machine was shared with other work"}
     content["measuring"] = measuring(network, options.candidates, options.rounds)
     content["growth"] = growth(network, options.rounds)
-    content["calibrating"] = calibrating(network, options.rounds, options.whole.split(","))
+    content["calibrating"] = calibrating(network, options.rounds, options.whole.split(","), options.stages.split(",") if options.stages else None)
     content["load before and after"] = [load, os.getloadavg()[0]]
     draw(content["growth"], FOLDER / "engine-growth.svg")
     write_result("engine", content)

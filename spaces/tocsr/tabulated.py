@@ -54,7 +54,7 @@ def measured_space() -> NetworkSpace:
     whole = tocsr_unet(TEACHER_VERSION)
     data = replace(whole.data, measure=whole.data.measure.rows(slice(0, N_SAMPLES)))
     stages = tuple(replace(stage, choices=tuple(c for c in stage.choices if c.name in (TEACHER, *SURROGATES[stage.name]))) for stage in whole.stages)
-    unfinished = CalibrationSettings(finish=False)  # as its blocks were calibrated
+    unfinished = CalibrationSettings(finish=False)  # as its blocks were calibrated, by version 1 of the fit
     return replace(whole, name="tocsr_table", stages=stages, data=data, calibration=unfinished, evaluation=Settings(chunk=N_SAMPLES, min_chunks=1))
 
 
