@@ -155,12 +155,14 @@ def null_prompt(folder: Path, unet: CompactUNet, progress: Progress) -> Tensor:
         tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
         with torch.no_grad():
             states: Tensor = encoder(tokens.input_ids)[0]
-    except Exception as error:  # transformers builds whatever the files say
+    except BaseException as error:  # transformers builds whatever the files say; a panic of the tokenizers' Rust is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(f"teacher folder '{folder}': text encoder or tokenizer cannot be used: {_first_line(error)}") from error
     return states
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -294,6 +294,8 @@ class Trainer:
             raise DamagedFile(f"checkpoint {path} does not fit this training: {reason}; move it away to start afresh") from error
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["step"] < 0:
+            raise ValueError(f"its step must be at least 0, got {state['step']}")
         if differing := set(state["module"]) ^ set(self._trained()):
             raise ValueError(f"{len(differing)} weights are missing or unexpected, such as '{min(differing)}'")
         self.module.load_state_dict(state["module"], strict=False)  # it lacks what is frozen

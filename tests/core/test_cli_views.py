@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,13 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import nas as toolkit
 from nas.blocks.store import BlockStore
 from nas.cli import dashboard
+from nas.crew import _gpus, _on_cuda
 from nas.errors import InputError
 from nas.executor import CalibrateBlock, Measure, Origin, ReceiveBlocks, Workplace
+from nas.findings import read_run
+from nas.frames import trials_frame
+from nas.loggers import LOGGERS
 from nas.record import RunDirectory
+from nas.regret_plot import plot
+from nas.space import SearchSpace
 from nas.trial import Trial
 from tests.core.test_cli import nas
 from tests.core.test_executor import TOY
@@ -177,7 +185,6 @@ def test_the_dashboard_follows_a_run_and_refuses_a_port_that_is_taken(searched: 
     import optuna
 
     from nas.dashboard import mirror
-    from nas.findings import read_run
 
     storage = optuna.storages.InMemoryStorage()
     mirror(read_run(run), storage)
@@ -233,3 +240,44 @@ def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path
     assert summary["stopped"] == "interrupted"
     assert len(summary["winners"]) == 2
     assert "teacher and winners" in shown("show", str(run))
+
+
+def test_the_best_of_a_run_says_where_it_is_and_that_an_unfinished_one_is_not_verified(searched: Path, network: Path, tmp_path: Path) -> None:
+    assert "saved in" in shown("best", str(network))
+    run = tmp_path / "run"
+    shutil.copytree(searched, run)
+    with RunDirectory(run).record() as record:
+        record._db.execute("DELETE FROM facts WHERE name = 'result'")
+    done = nas("best", str(run))
+    assert done.returncode == 0
+    assert "the search is not done" in done.stderr
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot read configuration"), ("[search", "is not TOML"), ("search = 3", "must be a table [search]")])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "nas.toml"
+    if content is not None:
+        path.write_text(content)
+    done = nas("search", "--config", str(path), "--eps", "0.1")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_packages_that_are_not_installed_are_named_with_the_way_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"pip install 'stage-nas\[pandas\]'"):
+        trials_frame(SearchSpace.of_sizes("demo", (2,)), [])
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"pip install 'stage-nas\[tensorboard\]'"):
+        LOGGERS.get("tensorboard")(tmp_path)
+
+
+def test_a_plot_whose_folder_went_away_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write the plot .* give another --plot"):
+        plot([], tmp_path / "gone" / "p.svg")
+
+
+def test_on_cuda_every_worker_gets_one_of_the_gpus_there_are() -> None:
+    assert _gpus({"device": "cpu"}) == 0
+    assert _gpus({"device": "cuda"}) == torch.cuda.device_count()
+    assert [_on_cuda({"device": device}) for device in ("cuda:1", "cpu")] == [True, False]

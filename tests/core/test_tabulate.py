@@ -90,3 +90,18 @@ def test_a_damaged_partial_table_is_an_error_that_names_it(tmp_path: Path) -> No
 def test_large_spaces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at most 1000000"):
         tabulate(make_synthetic(0, stages=10).prepare(Quiet()), tmp_path / "big.npz", Quiet())
+
+
+def test_a_partial_table_of_another_form_or_size_is_refused_and_one_is_saved_after_every_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    part = tmp_path / "toy.npz.part"
+    np.savez(tmp_path / "x.npz", divergence=np.zeros(12), stderr=np.zeros(12))
+    (tmp_path / "x.npz").rename(part)
+    with pytest.raises(DamagedFile, match="holds no 'sizes' of 12 numbers"):
+        tabulate(toy_task(Counting()), path, Quiet())
+    np.savez(tmp_path / "x.npz", divergence=np.zeros(12), stderr=np.zeros(12), sizes=np.array([4, 3]))
+    (tmp_path / "x.npz").rename(part)
+    with pytest.raises(RunMismatch):
+        tabulate(toy_task(Counting()), path, Quiet())
+    part.unlink()
+    assert tabulate(toy_task(Counting()), path, Quiet(), chunk=4, save_every_s=0.0).divergence[-1] == 5.0
