@@ -10,6 +10,7 @@ starts from a sixteen-channel U-Net and autoencoder with random weights instead.
 
 import argparse
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ def main() -> None:
         "params": json.loads(about.read_text()) | {"one-step unet": sum(p.numel() for p in made.unet.parameters())},
         "steps": [{"step": step.step, "seconds": step.seconds, "fingerprint": step.fingerprint} for step in steps],
         "seconds": round(time.monotonic() - begun, 1),
+        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if asked.device.startswith("cuda") else None,
         "evaluation": json.loads((asked.work / "runs" / "sd15" / "evaluation.json").read_text()),
     }
