@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dated import FOLDER, write_result
+from dated import write_result
 from torch import nn
 
 from nas.blocks.features import StageFeatures, collect_features, split_features
@@ -38,6 +38,8 @@ from nas.spaces.network import NetworkSpace
 from nas.spaces.tocsr.space import tocsr_unet
 
 N_SAMPLES = 24
+
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "engine-growth.svg"
 
 
 def cpu_s(call: Callable[..., Any], *arguments: Any) -> float:
@@ -281,7 +283,7 @@ def main() -> None:
     content["growth"] = growth(network, options.rounds)
     content["calibrating"] = calibrating(network, options.rounds, options.whole.split(","), options.stages.split(",") if options.stages else None)
     content["load before and after"] = [load, os.getloadavg()[0]]
-    draw(content["growth"], FOLDER / "engine-growth.svg")
+    draw(content["growth"], PICTURE)
     write_result("engine", content)
 
 
