@@ -97,8 +97,9 @@ class Calibrator:
 
     def _fitted(self, missing: list[tuple[Stage, Choice]], bank: FeatureBank, progress: Progress) -> Iterator[Choice]:
         """Fits the blocks, those of a stage together; yields each when it is stored."""
-        for stage in dict.fromkeys(stage for stage, _ in missing):
-            yield from self.calibrate(stage, [choice for s, choice in missing if s is stage], bank.get(stage.name, Notes(progress)))
+        for name, stage in {stage.name: stage for stage, _ in missing}.items():
+            choices = [choice for its, choice in missing if its.name == name]
+            yield from self.calibrate(stage, choices, bank.get(name, Notes(progress)))
 
     def calibrate(self, stage: Stage, choices: Sequence[Choice], features: Features) -> Iterator[Choice]:
         """Fits blocks of one stage together; yields each once it, or the reason why it could not be fitted, is stored.

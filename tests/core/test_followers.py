@@ -81,7 +81,7 @@ def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
 
 def test_other_loggers_call_their_packages_or_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Listed()
-    run = SimpleNamespace(log=lambda row: sink.log(row, int(row["trial"])), finish=sink.close)
+    run = SimpleNamespace(log=lambda row: sink.log(row, int(row["step"])), finish=sink.close)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
     nas.search("synthetic:3", 0.02, workdir=tmp_path, name="run", trials=2, optimizer="random", log=["wandb"])
     assert sink.closed
