@@ -12,7 +12,11 @@ SQUARED = "mean squared difference of the outputs"
 _LEGEND = (
     ("eps", "the largest L that is allowed; a candidate is feasible if L <= eps"),
     ("held-out L", "the same on samples that the search never saw; a winner may exceed eps there by a fifth"),
-    ("calibration error", "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own block)"),
+    (
+        "calibration error",
+        "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own block); what it does to L "
+        "depends on the stage",
+    ),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )
 

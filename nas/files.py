@@ -173,6 +173,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
         yield draft
+        for path in draft.rglob("*"):
+            if path.is_file():  # some writers make theirs readable by their owner alone
+                path.chmod(0o666 & ~_UMASK)
         write_manifest(draft)
         if folder.exists():
             shutil.rmtree(folder)

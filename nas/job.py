@@ -312,7 +312,7 @@ def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Re
         folder = run.winner(winner.eps, several=len(winners) > 1)
         if saved.get(folder.name) != list(winner.trial.candidate) or not folder.exists():
             task.export(winner.trial.candidate, folder)
-            write_card(folder, problem, winner, run.config())
+            write_card(folder, problem, winner, run.config(), task.loading)
             saved[folder.name] = list(winner.trial.candidate)
             record.set_fact("saved", saved)
         paths[winner.eps] = str(folder)

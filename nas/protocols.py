@@ -160,7 +160,7 @@ class Task:
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
     between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks;
-    `references` are designs to compare with, name -> stage -> choice.
+    `loading` are Python lines that load an exported model; `references` are designs to compare with, name -> stage -> choice.
     `blocks` are the content keys of its calibrated blocks, by `stage/choice`; `curves` their held-out errors by steps of calibration.
     """
 
@@ -177,6 +177,7 @@ class Task:
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     flow: "nx.DiGraph[str] | None" = None
     legend: str = ""
+    loading: str = ""
     divergence: str = ""
     references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 

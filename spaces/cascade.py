@@ -146,7 +146,7 @@ class CascadeSearch:
             "space": network.name, "teacher": self._teacher, **self._row(found), "eps": eps, "path": str(folder), "tried": [self._row(row) for row in tried],
             "spent": asdict(self.spent),
         }  # fmt: skip
-        network.write_model(chosen, folder, {CASCADE: json.dumps(content, indent=1) + "\n", CARD: cascade_card(content, config or {})})
+        network.write_model(chosen, folder, {CASCADE: json.dumps(content, indent=1) + "\n", CARD: cascade_card(content, config or {}, network.loading)})
         return content
 
     def _row(self, row: Recalibrated) -> dict[str, Any]:

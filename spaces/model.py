@@ -19,6 +19,10 @@ from nas.spaces.network import Loss, NetworkSpace
 from nas.spaces.rules import NamedRule
 from nas.traced import NotTraceable, trace
 
+LOAD_MODEL = """from nas.blocks.saved import load_model
+
+model = load_model("FOLDER", YourModel())  # a fresh model of the teacher's class; first import the file with your recipes"""
+
 
 def model_space(
     name: str,
@@ -75,6 +79,7 @@ def model_space(
     return NetworkSpace(
         name, graph, offered.stages, data, divergence, loss, calibration=calibration or CalibrationSettings(), evaluation=evaluation or Settings(),
         home=home, notes=(*why, *offered.notes), left_out=offered.left_out, rules=tuple(rules), extra_costs=costs or {}, strict_counts=False,
+        loading=LOAD_MODEL,
     )  # fmt: skip
 
 

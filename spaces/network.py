@@ -43,6 +43,11 @@ Save = Callable[[Mapping[str, tuple[Choice, nn.Module]], Path], None]
 """Writes the model with the given blocks at the given stages into a folder."""
 
 
+LOAD_GRAPH = """from nas.blocks.saved import load_graph
+
+graph = load_graph("FOLDER", make_graph())  # a fresh graph like the teacher's; first import the file with your recipes"""
+
+
 @dataclass(frozen=True, repr=False)
 class NetworkSpace:
     """A teacher cut into stages, with choices for them and the three sample sets.
@@ -61,6 +66,7 @@ class NetworkSpace:
         notes: lines that every search on it prints.
         left_out: stage -> choice that does not fit it -> why, for `nas spaces show`.
         legend: how to read the names of its blocks.
+        loading: Python lines that load a model it saved, for its card.
         references: designs to compare with, name -> stage -> choice; stages that are not named keep the teacher.
         home: where blocks and measured values are kept; None is `$NAS_HOME`.
         rules: what is allowed, on `{stage: choice name}`.
@@ -86,6 +92,7 @@ class NetworkSpace:
     extra_costs: Mapping[str, Measure] = field(default_factory=dict)
     strict_counts: bool = True
     legend: str = ""
+    loading: str = LOAD_GRAPH
     references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     levels: str | None = None
 
@@ -247,6 +254,7 @@ class NetworkSpace:
             curves={f"{stage}/{choice}": block.record.curve for (stage, choice), block in assembly.blocks.items() if block.record.curve},
             flow=self.graph.dag,
             legend=self.legend,
+            loading=self.loading,
             divergence=SQUARED if self.divergence is mean_squared_error else described(self.divergence),
             references=self.references,
         )

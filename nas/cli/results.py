@@ -12,7 +12,7 @@ from nas.cli.console import out, print_legend
 _METRICS = {**METRICS, "macs_with_attention": "+ attention"}
 
 _STOPPED = {
-    "trials": "stopped: all trials are used up",
+    "trials": "stopped: all trials are used up; the same command with more --trials goes on",
     "proof": "stopped: nothing better is likely to be left",
     "exhausted": "stopped: every candidate is measured",
     "interrupted": "not finished",

@@ -23,6 +23,10 @@ from nas.spaces.tocsr.recipes import LEGEND
 from nas.spaces.tocsr.teacher import EMBEDDED, load_teacher
 from nas.spaces.tocsr.unet import unet_graph
 
+LOADING = """from nas.spaces.tocsr import CompactUNet
+
+unet = CompactUNet.from_pretrained("FOLDER")  # a diffusers UNet2DConditionModel, called like one"""
+
 
 def tocsr_unet(
     teacher: str = EMBEDDED,
@@ -54,7 +58,7 @@ def tocsr_unet(
     stages = stages_of(graph, library)
     return NetworkSpace(
         "tocsr_unet", graph, stages, found.data, loss=denoising_loss, save=save, calibration=calibration, evaluation=evaluation, notes=found.notes,
-        legend=LEGEND, references=bk_sdm_designs(stages), levels="timestep",
+        legend=LEGEND, loading=LOADING, references=bk_sdm_designs(stages), levels="timestep",
     )  # fmt: skip
 
 
