@@ -14,8 +14,7 @@ _LEGEND = (
     ("held-out L", "the same on samples that the search never saw; a winner may exceed eps there by a fifth"),
     (
         "calibration error",
-        "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own block); what it does to L "
-        "depends on the stage",
+        "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own); its effect on L varies",
     ),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )

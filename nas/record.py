@@ -326,7 +326,9 @@ def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _checksum(row: Iterable[Any]) -> str:
-    return hashlib.sha256(json.dumps(list(row)).encode()).hexdigest()[:16]
+    """Of the values as SQLite gives them back: some versions forget the sign of -0.0."""
+    values = [value + 0.0 if isinstance(value, float) else value for value in row]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _check_schema(db: sqlite3.Connection) -> None:

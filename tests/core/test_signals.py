@@ -33,7 +33,9 @@ SWALLOWING = """
 
 
 def interrupted(work: str, number: signal.Signals, times: int = 1) -> tuple[int, str]:
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell ignores it, and its children would
     process = subprocess.Popen([sys.executable, "-c", PREAMBLE.format(work=work)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heard)
     assert process.stdout is not None
     process.stdout.readline()
     for _ in range(times):
