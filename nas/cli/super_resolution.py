@@ -102,6 +102,8 @@ def evaluate(
         pipeline.model(n)
         systems[f"{n} step{'s' * (n > 1)}"] = evaluation.system_of(pipeline, n, tile=tile, overlap=overlap, seed=seed)
     found = evaluation.evaluate(systems, terminal.track(pairs, "pictures"), there)
+    for name, why in found[0].failed.items():
+        terminal.note(f"{name} is missing: {why}")
     content = summary(found, evaluation.parts(pipeline, size), size, missing, rows, [pair.name for pair in pairs])
     out.print(rendered(content, form), markup=False, soft_wrap=True)
 
