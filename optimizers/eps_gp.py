@@ -12,9 +12,9 @@ from botorch.models import SingleTaskGP
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # a dependency of botorch
 
 from nas.errors import InputError
-from nas.optimizers.acquisition import Goal, Limit, feasibility, score
+from nas.optimizers.acquisition import Goal, Limit, feasibility
 from nas.optimizers.batches import select_batch
-from nas.optimizers.beliefs import Record, standard_deviation
+from nas.optimizers.beliefs import Record
 from nas.optimizers.botorch_model import as_botorch
 from nas.optimizers.domain import Domain
 from nas.optimizers.enumeration import Ints, PairTable
@@ -28,13 +28,9 @@ from nas.trial import Trial
 SHORTLIST = 256
 FOR_STATEMENT = 2048
 ENUMERABLE = 20_000_000
-STALL = 6
-STALL_STRIDE = 3
-"""After `STALL` proposals without improvement one in `STALL_STRIDE` explores."""
-CURIOSITY = 3.0
-"""Exponent of the sd by which the score is multiplied then."""
-EXPLORED = 1024
-"""How many of the best candidates it chooses from."""
+STALL = 12
+STALL_STRIDE = 4
+"""After `STALL` proposals without improvement one in `STALL_STRIDE` measures a block alone: rarely, since it is mostly one that nothing is hoped from."""
 LEAST_TRIALS = 5
 """Measurements before which the models are not trusted to stop a search."""
 
@@ -69,7 +65,8 @@ class Search:
 class EpsGP:
     """Proposes the candidate with the largest expected saving among all that are cheaper than the incumbents.
 
-    The teacher counts as measured: cost known, divergence 0. Nothing that costs as much as the incumbents is proposed.
+    The teacher counts as measured: cost known, divergence 0. Nothing that costs as much as the incumbents is proposed, except a single swap when the
+    search stalls.
 
     Args:
         problem: what to minimise, the bounds, and what is known of each block.
@@ -103,11 +100,11 @@ class EpsGP:
         search, x = self._open(trials, under_way, n)
         if not len(x):
             return []
-        doubtful = self._most_doubtful(trials, under_way, search)
-        given = [candidate for candidate in (*under_way, doubtful) if candidate is not None and any(candidate)]
+        untried = self._untried_block(trials, under_way, search)
+        given = [candidate for candidate in (*under_way, untried) if candidate is not None and any(candidate)]
         picks = select_batch(search.goal, x, self._cost(x), given, self._cost(np.array(given, dtype=np.int64).reshape(-1, x.shape[1])), n)
         rows = [tuple(row) for row in picks.tolist()]
-        return (rows if doubtful is None else [doubtful, *(row for row in rows if row != doubtful)])[:n]
+        return (rows if untried is None else [untried, *(row for row in rows if row != untried)])[:n]
 
     def _open(self, trials: Sequence[Trial], under_way: Sequence[Candidate], n: int) -> tuple[Search, Ints]:
         """The search and its best candidates; among dominated choices too once the others have nothing left, none if the search is over."""
@@ -215,13 +212,20 @@ class EpsGP:
         p_better = probability_of_any(goal, x, self.seed)
         return Statement(self.problem.eps[e], p_better, search.domain.count_cheaper(goal.best[0], search.seen))
 
-    def _most_doubtful(self, trials: Sequence[Trial], pending: Sequence[Candidate], search: Search) -> Candidate | None:
-        """When the search stalls: the promising candidate that the heaviest model is unsure about, which may show where it is wrong."""
+    def _untried_block(self, trials: Sequence[Trial], pending: Sequence[Candidate], search: Search) -> Candidate | None:
+        """When the search stalls: the block in no candidate so far that saves most, alone in an otherwise unchanged teacher."""
         bests = [self._best(trials, eps) for eps in self.problem.eps]
         last = max(max((i for i in range(len(trials)) if best[i + 1] < best[i]), default=-1) for best in bests)
         stalled = len(trials) - 1 - last + len(pending)
         if stalled < STALL or stalled % STALL_STRIDE:
             return None
-        x = search.top(search.goal, EXPLORED)
-        worth = score(search.goal, x, self._cost(x)) + CURIOSITY * np.log(standard_deviation(search.goal.beliefs[0], x))
-        return tuple(x[int(np.argmax(worth))].tolist())
+        known = [*(trial.candidate for trial in trials), *pending]
+        tried = {(s, k) for candidate in known for s, k in enumerate(candidate)}
+        costs = search.domain.costs
+        blocks = [(s, int(k)) for s, choices in enumerate(search.domain.kept) for k in choices if k and (s, int(k)) not in tried]
+        blocks.sort(key=lambda block: costs[block] - costs[block[0], 0])
+        for s, k in blocks:
+            single = tuple(k if t == s else 0 for t in range(len(costs)))
+            if costs[s, k] < costs[s, 0] and self.problem.allowed(np.array([single]))[0]:
+                return single
+        return None
