@@ -10,15 +10,10 @@ from rich.table import Table
 from nas.amounts import METRICS, amount
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json, print_legend, print_names
+from nas.cli.listing import Listing
 from nas.errors import InputError
 
-spaces = typer.Typer(help="List spaces, or show one.", invoke_without_command=True, rich_markup_mode=None)
-
-
-@spaces.callback()
-def _spaces(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_spaces()
+spaces = typer.Typer(cls=Listing, help="List spaces, or show one: `nas spaces synthetic:3`.", rich_markup_mode=None)
 
 
 @spaces.command("list")
@@ -28,7 +23,7 @@ def list_spaces(json: options.Json = False) -> None:
 
     print_names(SPACES, json)
     if not json:
-        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces show NAME` lists its blocks", markup=False)
+        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces NAME` lists its blocks", markup=False)
 
 
 @spaces.command("show")

@@ -37,6 +37,7 @@ OPTIONS = {
     "compare": "config eps jobs json minimize optimizers plot quiet seeds space trials where",
     "tabulate": "config data device json library quiet space teacher threads to",
     "optimizers": "json",
+    "version": "json",
 }
 
 
