@@ -78,8 +78,9 @@ def search(
         print_result(summary, result.table)
     if not any(winner["feasible"] for winner in summary["winners"]):
         failed = failures(result.study.trials)
-        hopeless = "none is likely to be: keep the teacher, or raise --eps"
-        advice = failed or ("try more --trials or a larger --eps" if summary["stopped"] == "trials" else hopeless)
+        relax = "a larger --eps" + " or weaker --where" * bool(where)
+        hopeless = f"none is likely to be: {'' if where else 'keep the teacher, or '}try {relax}"
+        advice = failed or (f"try more --trials, {relax}" if summary["stopped"] == "trials" else hopeless)
         shown = "" if failed else "no measured candidate is within eps, the least divergent one is shown; "
         err.print(f"nothing feasible: {shown}{advice}", markup=False)
         raise typer.Exit(3)
