@@ -27,7 +27,7 @@ OPTIONS = {
     "plan": "batch config data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "best": "json run target",
-    "cascade": "eps json quiet run threads trials trust",
+    "cascade": "eps json new quiet run threads trials trust",
     "report": "json run to",
     "dashboard": "host port run",
     "explain": "eps json run",
