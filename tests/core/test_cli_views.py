@@ -60,7 +60,7 @@ def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Pa
     assert "macs <= " in text
     assert "with 10 % " in text
     assert "cheaper networks one swap away, least divergent first" in text
-    assert "what each stage trades" in text
+    assert "stage by stage: what its block adds to L" in text
     only = shown("explain", str(searched), "--eps", "0.02")
     assert "eps 0.02: params" in only
     assert only.count("replaced: ") == 1
