@@ -145,6 +145,7 @@ def test_nothing_feasible_is_exit_code_3_with_the_least_divergent_candidate(tabl
     assert winner["heldout_divergence"] is None
     assert winner["divergence"] > 0
     assert "nothing feasible" in done.stderr
+    assert "at eps 0 only a network passes that answers exactly as its teacher does" in done.stderr
 
 
 def test_a_bound_on_a_known_cost_holds_and_an_impossible_one_is_refused(table: Path) -> None:
