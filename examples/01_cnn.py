@@ -3,8 +3,8 @@
     python examples/01_cnn.py
     nas search --space examples/01_cnn.py:make_space --eps 0.01
 
-Measured on 2026-11-22 at eps 0.03: 3.7 times fewer parameters, accuracy 97.7 % (teacher 98.0 %) on 397 images of its own; 28 seconds of
-processor time, imports, the teacher's training and calibration included. At eps 0.1 it was 5.1 times, at 95.5 %.
+Measured on 2026-11-22 at eps 0.01: 3.1 times fewer parameters, accuracy 97.2 % (teacher 98.0 %) on 397 images of its own; 15 seconds of
+processor time, imports, the teacher's training and calibration included. On four other shuffles and seeds eps 0.01 cost 1.0, 0.3, 0.0 and 0.3 points.
 """
 
 import functools
