@@ -32,6 +32,7 @@ from super_resolution import textured, whole
 from torch import Generator, Tensor, nn
 
 from nas.cli.console import Terminal
+from nas.files import write_whole
 from nas.spaces.tocsr.assets import EmbeddedAssets, newest_version
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.data import Latents
@@ -88,8 +89,11 @@ def _bytes(image: Tensor) -> Any:
     return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
 
+Curve = list[dict[str, float | None]]
+
+
 class Job:
-    """One seed's trainings, each of which leaves a folder or file under `work`."""
+    """One seed's trainings, some of which leave a folder under `work`; each returns its curve."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked, self.work, self.seed = asked, asked.work, asked.seed
@@ -98,30 +102,32 @@ class Job:
         shared: dict[str, Any] = {"batch": 16, "rate": 1e-3, "warmup": 50, "average": 0.995, "seed": asked.seed, "precision": asked.precision}
         self.settings, self.joint = TrainingSettings(asked.steps, **shared), TrainingSettings(asked.joint_steps, **shared)
 
-    def _train(self, name: str, module: nn.Module, loss: Loss, judge: Evaluate, settings: TrainingSettings) -> None:
-        """Trains on crops; leaves the curve."""
+    def _train(self, name: str, module: nn.Module, loss: Loss, judge: Evaluate, settings: TrainingSettings) -> Curve:
+        """Trains on crops; the curve."""
         trainer = Trainer(module, self.pictures.crops, loss, settings, device=self.asked.device)
-        curve = trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 4), progress=Terminal())
-        (self.work / f"{name}.json").write_text(json.dumps({"curve": curve}))
+        return trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 4), progress=Terminal())
 
-    def _reconstructing(self, name: str, vae: AutoencoderKL) -> AutoencoderKL:
-        """Trains the autoencoder by reconstruction and scales its latents to unit variance."""
-        self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), self.settings)
+    def _reconstructing(self, name: str, vae: AutoencoderKL) -> Curve:
+        """Trains the autoencoder by reconstruction and scales its latents to unit variance; the curve."""
+        curve = self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), self.settings)
         with torch.no_grad():
             crops = self.pictures.crops(torch.Generator().manual_seed(0), 256).to(vae.device)
             vae.register_to_config(scaling_factor=1 / float(vae.encode(crops).latent_dist.mode().std()))
-        return vae
+        return curve
 
-    def guide(self) -> None:
+    def guide(self) -> Curve:
         """Sixteen channels from scratch."""
         torch.manual_seed(self.seed)
-        self._reconstructing(f"guide-{self.seed}", autoencoder(16)).save_pretrained(self.work / f"guide-{self.seed}")
+        vae, name = autoencoder(16), f"guide-{self.seed}"
+        curve = self._reconstructing(name, vae)
+        vae.save_pretrained(self.work / name)
+        return curve
 
-    def base(self) -> None:
+    def base(self) -> Curve:
         """The counterpart of SD1.5: autoencoder, then U-Net."""
         torch.manual_seed(self.seed)
-        name = f"base-{self.seed}"
-        vae = self._reconstructing(name, autoencoder(4))
+        vae, name = autoencoder(4), f"base-{self.seed}"
+        curve = self._reconstructing(name, vae)
         config = {**UNet2DConditionModel.load_config(EmbeddedAssets(newest_version()).root / "unet"), "in_channels": 4, "out_channels": 4}
         stock, scheduler = UNet2DConditionModel.from_config(config), DDPMScheduler(num_train_timesteps=1000, **SCHEDULE)
         unet = CompactUNet.of(stock, scheduler.config)
@@ -135,28 +141,30 @@ class Job:
         stock.save_pretrained(self.work / name / "unet")
         vae.save_pretrained(self.work / name / "vae")
         scheduler.save_pretrained(self.work / name / "scheduler")
+        return curve
 
     @staticmethod
     def _text(unet: CompactUNet) -> Tensor:
         return torch.zeros(1, 1, int(unet.config.cross_attention_dim))
 
-    def narrow(self) -> None:
+    def narrow(self) -> Curve:
         """The base autoencoder, going on."""
-        self._reconstructing(f"4-{self.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"))
+        return self._reconstructing(f"4-{self.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"))
 
     def _guided(self, vae: AutoencoderKL, text: Tensor) -> tuple[AutoencoderKL, GuidedLosses]:
         guide = AutoencoderKL.from_pretrained(self.work / f"guide-{self.seed}")
         vae.register_to_config(**taken_over(vae, guide))
         return vae, GuidedLosses(guide.requires_grad_(False).to(self.asked.device), text)
 
-    def wide(self) -> None:
+    def wide(self) -> Curve:
         """The base autoencoder expanded, by Eq. (4)."""
         base = AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae")
         vae, losses = self._guided(expand_autoencoder(base, 16), torch.zeros(1, 1, 1))
-        self._train(f"16-{self.seed}", Distilled(vae), losses.matching, lambda module: figures(module.vae, self.windows), self.settings)
+        curve = self._train(f"16-{self.seed}", Distilled(vae), losses.matching, lambda module: figures(module.vae, self.windows), self.settings)
         vae.save_pretrained(self.work / f"16-{self.seed}")
+        return curve
 
-    def variant(self, name: str) -> None:
+    def variant(self, name: str) -> Curve:
         """A variant's U-Net and the expanded autoencoder, by Eq. (5)."""
         unet = expanded_unet(CompactUNet.from_teacher_folder(self.work / f"base-{self.seed}"), 16, name)  # type: ignore[arg-type]
         vae, losses = self._guided(AutoencoderKL.from_pretrained(self.work / f"16-{self.seed}"), self._text(unet))
@@ -166,10 +174,10 @@ class Job:
             parts = [losses.both(module, part.to(self.asked.device), random)[0] for part in self.windows.split(2)]
             return {"heldout_loss": float(torch.stack(parts).mean())}
 
-        self._train(f"{name}-{self.seed}", Joint(Distilled(vae), unet), losses.denoising, judge, self.joint)  # type: ignore[arg-type]
+        return self._train(f"{name}-{self.seed}", Joint(Distilled(vae), unet), losses.denoising, judge, self.joint)  # type: ignore[arg-type]
 
 
-JOBS: dict[str, Callable[[Job], None]] = {
+JOBS: dict[str, Callable[[Job], Curve]] = {
     "guide": Job.guide,
     "base": Job.base,
     "4": Job.narrow,
@@ -204,7 +212,7 @@ def write_tiles(asked: argparse.Namespace) -> None:
 def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, Any]:
     """What a training left, done in a process of its own."""
     kept = asked.work / f"{job}-{seed}.json"
-    if not kept.is_file() or (job == "base" and not (asked.work / f"base-{seed}" / "scheduler").is_dir()):
+    if not kept.is_file():
         names = ("recipe", "photographs", "steps", "joint_steps", "device", "precision", "work", "threads")
         command = [sys.executable, __file__, *(f"--{key.replace('_', '-')}={getattr(asked, key)}" for key in names), "--job", job, "--seed", str(seed)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -244,7 +252,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.job:
-        JOBS[asked.job](Job(asked))
+        curve = JOBS[asked.job](Job(asked))
+        write_whole(asked.work / f"{asked.job}-{asked.seed}.json", json.dumps({"curve": curve}).encode())  # last: it says that the job is done
         return
     write_tiles(asked)
     found: dict[tuple[str, int], dict[str, Any]] = {}

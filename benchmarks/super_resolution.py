@@ -5,12 +5,14 @@ fitted to the training pairs and decoded by the same autoencoder; each pipeline 
 of 256 pixels; the autoencoder alone, from the HR picture (a ceiling). Paired t-tests over photographs.
 
     python benchmarks/super_resolution.py --recipe recipes/embedded.toml --photographs FOLDER --model NAME=FOLDER ... [--many 15] [--pictures docs/images]
+        [--metric niqe ...]
 
-Also how tiles agree with the whole.
+Also how tiles agree with the whole. Metrics of other packages are taken of whole photographs (windows are too small for NIQE's statistics), and of the
+photographs themselves.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from nas.cli.console import Terminal
 from nas.home import nas_home
 from nas.spaces.tocsr.sr.evaluate import BICUBIC, Pair, Row, System, bicubic_up, evaluate, gain, parts, system_of
 from nas.spaces.tocsr.sr.images import FACTOR, to_picture
-from nas.spaces.tocsr.sr.metrics import ALWAYS
+from nas.spaces.tocsr.sr.metrics import ALWAYS, available
 from nas.spaces.tocsr.sr.pairs import Pairs, Picture, bicubic, decode, encode, to_tensor, upsample
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.recipe import Recipe
@@ -89,15 +91,17 @@ def textured(pair: Pair) -> Pair:
     return Pair(pair.name, np.ascontiguousarray(pair.low[small]), np.ascontiguousarray(pair.high[y : y + WINDOW, x : x + WINDOW]))
 
 
-def table(rows: list[Row], baselines: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Means, gains over the baselines with their p, seconds a picture."""
+def table(rows: list[Row], baselines: tuple[str, ...], more: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Means, gains over the baselines with their p (of PSNR and of `more` metrics), seconds a picture."""
     by_name = {row.system: row for row in rows}
     found = []
     for row in rows:
         entry: dict[str, Any] = {"system": row.system, **row.values, "seconds": round(row.seconds, 3), "psnr_each": row.each["psnr"]}
-        for name in baselines:
-            if name in by_name and name != row.system:
-                entry[f"psnr_over_{name}"], entry[f"p_over_{name}"] = gain(row, by_name[name])
+        for name in (name for name in baselines if name in by_name and name != row.system):
+            entry[f"psnr_over_{name}"], entry[f"p_over_{name}"] = gain(row, by_name[name])
+            for metric in (metric for metric in more if row.each.get(metric)):
+                entry[f"{metric}_over_{name}"], entry[f"p_{metric}_over_{name}"] = gain(row, by_name[name], metric)
+        entry.update({f"{metric}_each": row.each.get(metric) for metric in more})
         found.append(entry)
     return found
 
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=15)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--shown", nargs="+", default=[], help="names of the photographs in the picture; the first six by default")
+    parser.add_argument("--metric", action="append", default=[], help="of other packages")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -137,7 +142,7 @@ def main() -> None:
     ours = {name: system_of(pipeline, 1) for name, pipeline in pipelines.items()}
     pairs = [whole(name, picture) for name, picture in held.items()]
     windows = [textured(pair) for pair in pairs]
-    answers = {pair.low.tobytes(): pair.high for pair in windows}
+    answers = {pair.low.tobytes(): pair.high for pair in (*pairs, *windows)}
     ceiling = through_latents(first, lambda z: z)
 
     @torch.no_grad()
@@ -146,10 +151,13 @@ def main() -> None:
 
     many = system_of(first, asked.many)
     on_windows = baselines | {"autoencoder of the LR picture": ceiling, **ours, f"{asked.many} steps": many, "autoencoder of the HR picture": from_hr}
+    more, missing = available(asked.metric)
+    on_photographs = baselines | ours | ({"photograph": lambda low: answers[low.tobytes()]} if more else {})
     content: dict[str, Any] = {
         "held_out": list(held),
         "rows": {name: pipeline.config.row for name, pipeline in pipelines.items()},
-        "whole_photographs": table(evaluate(baselines | ours, pairs, ALWAYS), (BICUBIC, "ridge")),
+        "whole_photographs": table(evaluate(on_photographs, pairs, [*ALWAYS, *more]), (BICUBIC, "ridge"), more),
+        "missing": missing,
         "windows": table(evaluate(on_windows, windows, ALWAYS), (BICUBIC, "ridge")),
         "window": WINDOW,
         "parts_at_512": [{"name": p.name, "params": p.params, "macs": p.macs, "macs_with_attention": p.macs_with_attention} for p in parts(first, SIZE)],
