@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import re
+import shlex
 import sys
 import time
 from importlib.metadata import version
@@ -14,12 +16,18 @@ import torch
 FOLDER = Path(__file__).parent / "results"
 
 
+def command() -> str:
+    """What was typed, as a shell reads it; of absolute paths the last part, the rest is the machine's."""
+    parts = [re.sub(r"(^|=)/(?:[^/]+/)*([^/]+)/?$", r"\1\2", part) for part in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *parts])
+
+
 def write_result(name: str, content: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Writes `NAME-DATE.json` into the folder and prints it; a second result of the day replaces the first."""
     about = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command(),
         "versions": {package: version(package) for package in ("stage-nas", "torch", "diffusers", "botorch", "numpy")},
         "python": platform.python_version(),
         "cores": os.cpu_count(),

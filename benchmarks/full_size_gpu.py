@@ -49,9 +49,11 @@ def inputs(n: int, latent: int, device: str, dtype: torch.dtype) -> dict[str, Te
 
 
 def timed(call: Callable[[], Any], device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of a call after a first one, and the peak of GPU memory."""
+    """Median seconds of a call after a first one, and the peak of GPU memory during them (with all that was there before)."""
     seconds = []
     cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(repeats + 1):
         if cuda:
             torch.cuda.synchronize()
@@ -115,8 +117,6 @@ def main() -> None:
         found[precision] = {"passes": candidates(graph, inputs(asked.batch, asked.latent, asked.device, dtype), asked.device), "calibration": fits}
         print(precision, found[precision], file=sys.stderr, flush=True)
         del unet, graph
-        if asked.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
     shared = {"device": asked.device, "latent": asked.latent, "batch": asked.batch, "samples": asked.samples}
     write_result("full_size_gpu", {**shared, "precisions": found}, asked.out)
 

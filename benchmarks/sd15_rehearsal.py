@@ -3,7 +3,8 @@
 No figure means anything but seconds and memory. The networks are those of the recipe: SD1.5's U-Net (860 M parameters), autoencoder (84 M) and text encoder
 (123 M), and FLUX's autoencoder (16 channels, 84 M), from which the expansion learns; `--width 32` divides their widths by ten, to try the script itself. Every
 entry of the recipe stays but those that say how much, where and how close: `SHORT`. `--expanded` leaves the first step out, which at full width takes 19 GB: it
-starts from a sixteen-channel U-Net and autoencoder with random weights instead. The same command goes on where it was stopped.
+starts from a sixteen-channel U-Net and autoencoder with random weights instead. The same command goes on where it was stopped; every leg, killed or
+not, leaves its command, seconds and peak of memory in the result.
 
     python benchmarks/sd15_rehearsal.py --photographs FOLDER [--device cuda] [--width 320] [--expanded] [--work build/rehearsal] [--out FOLDER]
 """
@@ -13,16 +14,17 @@ import json
 import resource
 import time
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import torch
-from dated import FOLDER, write_result
+from dated import FOLDER, command, write_result
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from nas.cli.console import Terminal
-from nas.files import read_toml
+from nas.files import read_toml, write_whole
 from nas.spaces.tocsr.data import picture_files
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.recipe import Recipe
@@ -100,6 +102,39 @@ def shortened(recipe: Path, work: Path, photographs: Path, expanded: bool) -> Re
     return Recipe.of(content, recipe)
 
 
+class Leg(Thread):
+    """What this process has taken so far, written every few seconds, so that a killed one is known too."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / f"{len(list(folder.glob('*.json'))):03}.json"
+        self._begun, self._over = time.monotonic(), Event()
+        self._write()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        while not self._over.wait(5):
+            self._write()
+
+    def end(self) -> list[dict[str, Any]]:
+        """All legs, this one to the end."""
+        self._over.set()
+        self.join()
+        self._write()
+        return [json.loads(path.read_text()) for path in sorted(self._file.parent.glob("*.json"))]
+
+    def _write(self) -> None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        found = {
+            "command": command(),
+            "seconds": round(time.monotonic() - self._begun, 1),
+            "cpu_s": round(used.ru_utime + used.ru_stime, 1),
+            "peak_rss_gb": round(used.ru_maxrss / 2**20, 2),
+        }
+        write_whole(self._file, json.dumps(found).encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/sd15.toml"))
@@ -113,13 +148,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    leg = Leg(asked.work / "legs")
+    leg.start()
     about = asked.work / "params.json"
     if not about.is_file():
         found = write_teacher(asked.work / "sd15", asked.work / "flux", asked.width, 16 if asked.expanded else 4, asked.latent)
         about.write_text(json.dumps(found))
-    begun = time.monotonic()
     steps = run(shortened(asked.recipe, asked.work, asked.photographs, asked.expanded), asked.work / "runs", Terminal(), asked.device)
     made = TOCSRPipeline.from_pretrained(next(step.path for step in steps if step.step == "distill"))
+    legs = leg.end()
     content = {
         "device": asked.device,
         "width": asked.width,
@@ -127,8 +164,9 @@ def main() -> None:
         "latent": asked.latent,
         "params": json.loads(about.read_text()) | {"one-step unet": sum(p.numel() for p in made.unet.parameters())},
         "steps": [{"step": step.step, "seconds": step.seconds, "fingerprint": step.fingerprint} for step in steps],
-        "seconds": round(time.monotonic() - begun, 1),
-        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "legs": legs,
+        "seconds": sum(one["seconds"] for one in legs),
+        "peak_rss_gb": max(one["peak_rss_gb"] for one in legs),
         "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if asked.device.startswith("cuda") else None,
         "evaluation": json.loads((asked.work / "runs" / "sd15" / "evaluation.json").read_text()),
     }

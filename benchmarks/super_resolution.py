@@ -6,12 +6,14 @@ of 256 pixels; the autoencoder alone, from the HR picture (a ceiling). Paired t-
 
     python benchmarks/super_resolution.py --recipe recipes/embedded.toml --photographs FOLDER --model NAME=FOLDER ... [--many 15] [--pictures docs/images]
 
-Also how tiles agree with the whole.
+Also how tiles agree with the whole. With `--metric niqe` (or others that other packages have) instead: these of whole photographs, the photographs
+themselves among the rows; windows are too small for NIQE's statistics.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from nas.cli.console import Terminal
 from nas.home import nas_home
 from nas.spaces.tocsr.sr.evaluate import BICUBIC, Pair, Row, System, bicubic_up, evaluate, gain, parts, system_of
 from nas.spaces.tocsr.sr.images import FACTOR, to_picture
-from nas.spaces.tocsr.sr.metrics import ALWAYS
+from nas.spaces.tocsr.sr.metrics import ALWAYS, available
 from nas.spaces.tocsr.sr.pairs import Pairs, Picture, bicubic, decode, encode, to_tensor, upsample
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.recipe import Recipe
@@ -89,15 +91,17 @@ def textured(pair: Pair) -> Pair:
     return Pair(pair.name, np.ascontiguousarray(pair.low[small]), np.ascontiguousarray(pair.high[y : y + WINDOW, x : x + WINDOW]))
 
 
-def table(rows: list[Row], baselines: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Means, gains over the baselines with their p, seconds a picture."""
+def table(rows: list[Row], baselines: tuple[str, ...], more: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Means, gains over the baselines with their p (of PSNR and of `more` metrics), seconds a picture."""
     by_name = {row.system: row for row in rows}
     found = []
     for row in rows:
         entry: dict[str, Any] = {"system": row.system, **row.values, "seconds": round(row.seconds, 3), "psnr_each": row.each["psnr"]}
-        for name in baselines:
-            if name in by_name and name != row.system:
-                entry[f"psnr_over_{name}"], entry[f"p_over_{name}"] = gain(row, by_name[name])
+        for name in (name for name in baselines if name in by_name and name != row.system):
+            entry[f"psnr_over_{name}"], entry[f"p_over_{name}"] = gain(row, by_name[name])
+            for metric in (metric for metric in more if row.each.get(metric)):
+                entry[f"{metric}_over_{name}"], entry[f"p_{metric}_over_{name}"] = gain(row, by_name[name], metric)
+        entry.update({f"{metric}_each": row.each.get(metric) for metric in more})
         found.append(entry)
     return found
 
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=15)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--shown", nargs="+", default=[], help="names of the photographs in the picture; the first six by default")
+    parser.add_argument("--metric", action="append", default=[], help="of other packages")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -136,6 +141,9 @@ def main() -> None:
     baselines: dict[str, System] = {BICUBIC: bicubic_up, "ridge": through_latents(first, ridge)}
     ours = {name: system_of(pipeline, 1) for name, pipeline in pipelines.items()}
     pairs = [whole(name, picture) for name, picture in held.items()]
+    if asked.metric:
+        write_result("super_resolution_other_metrics", other_metrics(baselines | ours, pairs, asked.metric))
+        return
     windows = [textured(pair) for pair in pairs]
     answers = {pair.low.tobytes(): pair.high for pair in windows}
     ceiling = through_latents(first, lambda z: z)
@@ -160,6 +168,27 @@ def main() -> None:
         shown = {BICUBIC: bicubic_up, "ridge": baselines["ridge"], **ours, "many": many}
         chosen = [pair for pair in windows if pair.name in asked.shown] or windows[:6]
         sheet(chosen, shown).save(asked.pictures / "super_resolution.png", optimize=True)
+
+
+def other_metrics(systems: dict[str, System], pairs: list[Pair], metrics: list[str]) -> dict[str, Any]:
+    """Rows of the systems and of the photographs themselves."""
+    there, missing = available(metrics)
+    answers = {pair.low.tobytes(): pair.high for pair in pairs}
+    rows = evaluate({**systems, "photograph": lambda low: answers[low.tobytes()]}, pairs, ["psnr", *there])
+    return {
+        "photographs": [pair.name for pair in pairs],
+        "rows": table(rows, (BICUBIC, "photograph"), there),
+        "packages": {name: version(name) for name in ("pyiqa", "lpips", "torch-fidelity") if installed(name)},
+        "missing": missing | dict(rows[0].failed),
+    }
+
+
+def installed(name: str) -> bool:
+    """Whether the distribution is there."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def tiles(pipeline: TOCSRPipeline, pairs: list[Pair]) -> list[dict[str, float]]:

@@ -62,7 +62,7 @@ OPTIMIZERS: "Registry[OptimizerFactory]" = Registry(
         "additive": "every swap alone, then the exact minimum of the additive model, repaired by what it missed",
         "evolution": "regularised evolution with constraint dominance",
         "local": "hill climbing from the incumbent, one swap, then two",
-        "optuna": "optuna:NAME, a sampler of Optuna",
+        "optuna": "optuna:NAME, any sampler of optuna.samplers that needs no arguments, such as optuna:QMCSampler; or optuna:nsga3",
         "optuna:gp": "Optuna's Gaussian process",
         "optuna:nsga2": "Optuna's NSGA-II",
         "optuna:random": "Optuna's random sampler",
@@ -153,7 +153,7 @@ def check_space(text: str) -> None:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"no file '{path}' to take a space from; give path/to/file.py:function")
+        raise InputError(f"no file '{path}'; give path/to/file.py:function")
 
 
 def function_of_file(path: Path, function: str) -> Any:

@@ -101,8 +101,11 @@ def evaluate(
     for n in steps or [1]:
         pipeline.model(n)
         systems[f"{n} step{'s' * (n > 1)}"] = evaluation.system_of(pipeline, n, tile=tile, overlap=overlap, seed=seed)
+    counted = evaluation.parts(pipeline, size)
     found = evaluation.evaluate(systems, terminal.track(pairs, "pictures"), there)
-    content = summary(found, evaluation.parts(pipeline, size), size, missing, rows, [pair.name for pair in pairs])
+    for name, why in found[0].failed.items():
+        terminal.note(f"{name} is missing: {why}")
+    content = summary(found, counted, size, missing, rows, [pair.name for pair in pairs])
     out.print(rendered(content, form), markup=False, soft_wrap=True)
 
 

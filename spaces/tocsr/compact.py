@@ -24,7 +24,7 @@ from nas.spaces.tocsr.folding import Saved, fold, reserve
 from nas.spaces.tocsr.library import LIBRARY_VERSION
 from nas.spaces.tocsr.recipes import StageRecipe
 from nas.spaces.tocsr.stages import Stage
-from nas.spaces.tocsr.unet import NoiseConversion, check_config, check_sizes, stages_of, unet_graph
+from nas.spaces.tocsr.unet import NoiseConversion, check_channels, check_config, check_sizes, stages_of, unet_graph
 
 _CONFIG_LIMIT = 1 << 20  # bytes; a config is about 3 kB
 
@@ -153,6 +153,7 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
         if config.get("_class_name") not in (cls.__name__, UNet2DConditionModel.__name__):
             raise InputError(f"teacher folder '{folder}': unet must be a UNet2DConditionModel, got {config.get('_class_name')}")
         check_config(config)
+        check_channels(config)
         scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
         try:
             return cls.from_pretrained(folder / "unet", scheduler=scheduler)

@@ -16,6 +16,9 @@ from nas.spaces.tocsr.data import Latents, load_pictures, noised, picture_files,
 
 EMBEDDED = "embedded"
 
+PARTS = "unet/ and vae/ (config.json, diffusion_pytorch_model.safetensors), scheduler/, text_encoder/ and tokenizer/"
+"""What a teacher's folder holds."""
+
 N_FIT, N_MEASURED = 768, 512  # samples of the embedded teacher's sets
 
 
@@ -95,12 +98,11 @@ def _folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of whatever library its client uses
 
-    parts = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
-    wanted = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "safetensors", "txt")]
+    wanted = [f"{part}/*.{suffix}" for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer") for suffix in ("json", "safetensors", "txt")]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HTTPError, OSError, ValueError) as error:
-        way_out = "give the same command again, or download it and give its folder instead"
+        way_out = f"give the same command again, or put {PARTS} of it into a folder and give that instead"
         raise InputError(f"teacher '{name}' cannot be fetched from the hub ({type(error).__name__}); {way_out}") from error
 
 

@@ -114,6 +114,16 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise InputError(f"teacher config '{key}' must be off, got {config[key]!r}; SD1.5-like networks are supported, SDXL-like ones are not")
 
 
+def check_channels(config: Mapping[str, Any]) -> None:
+    """Raises unless the network reads as many channels as it predicts, the latent's: what a teacher does, and an inpainting network does not."""
+    read, predicted = config.get("in_channels", 4), config.get("out_channels", 4)
+    if read != predicted:
+        raise InputError(
+            f"teacher config 'in_channels' must equal 'out_channels', the latent's channels, got {read} and {predicted}; "
+            "an inpainting or super-resolution network cannot be a teacher, give the text-to-image network it was made from"
+        )
+
+
 _AT_MOST = {
     "block_out_channels": 1 << 14, "layers_per_block": 64, "transformer_layers_per_block": 64, "in_channels": 1 << 12, "out_channels": 1 << 12,
     "sample_size": 1 << 14, "cross_attention_dim": 1 << 14, "attention_head_dim": 1 << 12, "num_attention_heads": 1 << 12, "num_train_timesteps": 1 << 20,

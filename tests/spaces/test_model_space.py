@@ -166,7 +166,7 @@ def test_spaces_show_gives_every_reason_why_a_recipe_is_left_out(tmp_path: Path)
     file = tmp_path / "shown.py"
     file.write_text("from tests.spaces.test_model_space import partly_fitting\n\ndef make_space():\n    return partly_fitting()\n")
     done = command("spaces", "show", str(file))
-    assert "left out: high/separable: separable needs a convolution" in " ".join(done.stdout.split())
+    assert "left out: separable at low, high: needs a convolution" in " ".join(done.stdout.split())
     assert set(json.loads(command("spaces", "show", str(file), "--json").stdout)["left_out"]) == {"low", "high"}
 
 

@@ -1,10 +1,13 @@
 """Super-resolution systems compared on pictures: metrics, a paired test against bicubic, parameters and MACs part by part."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from nas.spaces.tocsr.sr.pipeline import OVERLAP, TILE, TOCSRPipeline
 
 BICUBIC = "bicubic"
 
+_Value = TypeVar("_Value")
+
 System = Callable[[Picture], Picture]
 """Small picture `(h, w, 3)` uint8 -> large one `(4 h, 4 w, 3)` uint8."""
 
@@ -38,12 +43,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Row:
-    """What one system did: metric -> value over all pictures, metric -> value of each picture, seconds a picture."""
+    """What one system did: metric -> value over all pictures, metric -> value of each picture, seconds a picture.
+
+    `failed` are the metrics of other packages that could not be computed of these pictures, with the reason; no row of the evaluation has them.
+    """
 
     system: str
     values: Mapping[str, float]
     each: Mapping[str, Sequence[float]]
     seconds: float
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,7 @@ def evaluate(systems: Mapping[str, System], pairs: Iterable[Pair], metrics: Sequ
     meters = {name: {metric: METRICS[metric].make() for metric in metrics} for name in systems}
     each: dict[str, dict[str, list[float]]] = {name: {metric: [] for metric in metrics} for name in systems}
     seconds = dict.fromkeys(systems, 0.0)
+    failed: dict[str, str] = {}
     n = 0
     for pair in pairs:
         n += 1
@@ -109,13 +119,40 @@ def evaluate(systems: Mapping[str, System], pairs: Iterable[Pair], metrics: Sequ
             begun = time.perf_counter()
             found = system(pair.low)
             seconds[name] += time.perf_counter() - begun
-            for metric, meter in meters[name].items():
-                value = meter.add(_inner(found), _inner(pair.high))
-                if value is not None:
-                    each[name][metric].append(value)
+            for metric, meter in _without(meters[name], failed).items():
+                with _noting(failed, metric, f"picture '{pair.name}'"):
+                    value = meter.add(_inner(found), _inner(pair.high))
+                    if value is not None:
+                        each[name][metric].append(_finite(value))
     if not n:
         raise InputError("there must be at least one picture to evaluate on, got none")
-    return [Row(name, {metric: m.value() for metric, m in meters[name].items()}, each[name], seconds[name] / n) for name in systems]
+    values: dict[str, dict[str, float]] = {name: {} for name in systems}
+    for name in systems:
+        for metric, meter in _without(meters[name], failed).items():
+            with _noting(failed, metric, f"{n} picture{'s' * (n > 1)}"):
+                values[name][metric] = _finite(meter.value())
+    return [Row(name, _without(values[name], failed), _without(each[name], failed), seconds[name] / n, failed) for name in systems]
+
+
+@contextmanager
+def _noting(failed: dict[str, str], metric: str, where: str) -> Iterator[None]:
+    """Notes why a metric of another package cannot be computed, once; the others go on. Ours fail loudly."""
+    try:
+        yield
+    except Exception as error:
+        if not METRICS[metric].install:
+            raise
+        failed.setdefault(metric, f"cannot be computed of {where}: {(str(error).splitlines() or [type(error).__name__])[0][:160]}")
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"it became {value}")
+    return value
+
+
+def _without(values: Mapping[str, _Value], failed: Mapping[str, str]) -> dict[str, _Value]:
+    return {metric: value for metric, value in values.items() if metric not in failed}
 
 
 def gain(row: Row, baseline: Row, metric: str = "psnr") -> tuple[float, float]:

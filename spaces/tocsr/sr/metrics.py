@@ -4,7 +4,9 @@ Pictures are compared as 8-bit files would be, without a border of `BORDER` pixe
 literature. SSIM (11 x 11 Gaussian window of 1.5 pixels) and GMSD (gradient magnitude similarity deviation [GMSD]: an edge metric) are of Y.
 """
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -142,7 +144,8 @@ def _without_reference(name: str) -> Callable[[], Metric]:
     def make() -> Metric:
         import pyiqa
 
-        model = pyiqa.create_metric(name)
+        with redirect_stdout(sys.stderr):  # it prints what it loads; stdout is for the result
+            model = pyiqa.create_metric(name)
         return Mean(lambda found, _: float(model((_signed(found) + 1) / 2)))
 
     return make

@@ -33,7 +33,7 @@ def summary(
         "rows": found,
         "pictures": each,
         "costs": {"size": size, "parts": [asdict(part) for part in parts]},
-        "missing": dict(missing),
+        "missing": {**missing, **{metric: why for row in rows for metric, why in row.failed.items()}},
         "published": [asdict(row) for row in published],
     }
 

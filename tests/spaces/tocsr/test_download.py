@@ -106,7 +106,7 @@ def fetched(cache: Path) -> list[Path]:
 
 def test_a_download_that_breaks_half_way_is_one_line_and_the_same_call_completes_it(cache: Path) -> None:
     Hub.sent = 0.5
-    with pytest.raises(InputError, match=r"teacher 'owner/model' cannot be fetched from the hub \(\w+\); give the same command again, or") as caught:
+    with pytest.raises(InputError, match=r"teacher 'owner/model' cannot be fetched from the hub \(\w+\); give the same command again, or put unet/") as caught:
         _folder("owner/model")
     assert "\n" not in str(caught.value)
     assert fetched(cache) == []

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
 
 from nas.evaluators.costs import count_macs, count_params
@@ -65,12 +66,114 @@ def test_whole_model_counted_at_once_equals_the_sum_of_its_stages() -> None:
     assert (macs.linear, macs.attention) == (338_893_701_120, 63_026_135_040)
 
 
+def by_hand() -> tuple[int, int]:
+    """Multiply-adds of SD1.5's U-Net with 16 latent channels, written out from its architecture: convolutions and linear layers, attention's products."""
+    linear = attention = 0
+    time, text, tokens = 1280, 768, 77
+
+    def residual(i: int, o: int, side: int) -> None:
+        nonlocal linear
+        linear += side**2 * (9 * i * o + 9 * o * o + (i * o if i != o else 0)) + time * o
+
+    def transformer(c: int, side: int) -> None:
+        nonlocal linear, attention
+        n = side**2
+        in_and_out, self_attention, cross_attention = 2 * c * c * n, 4 * c * c * n, 2 * c * c * n + 2 * text * c * tokens
+        linear += in_and_out + self_attention + cross_attention + (8 + 4) * c * c * n
+        attention += 2 * c * n * n + 2 * c * n * tokens
+
+    linear += 320 * time + time * time + 64**2 * 9 * (16 * 320 + 320 * 16)
+    widths, skips, side, h = (320, 640, 1280, 1280), [320], 64, 320
+    for level, width in enumerate(widths):
+        for _ in range(2):
+            residual(h, width, side)
+            h = width
+            if level < 3:
+                transformer(h, side)
+            skips.append(h)
+        if level < 3:
+            side //= 2
+            linear += side**2 * 9 * h * h
+            skips.append(h)
+    residual(h, h, side)
+    transformer(h, side)
+    residual(h, h, side)
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(3):
+            residual(h + skips.pop(), width, side)
+            h = width
+            if level < 3:
+                transformer(h, side)
+        if level:
+            side *= 2
+            linear += side**2 * 9 * h * h
+    return linear, attention
+
+
+def test_a_count_by_hand_agrees_to_the_integer() -> None:
+    assert by_hand() == (338_893_701_120, 63_026_135_040)
+
+
+@pytest.mark.slow
+def test_both_counters_agree_on_real_tensors_at_full_size() -> None:
+    unet = sd15_unet().to_empty(device="cpu")
+    inputs = example_inputs(unet, 64)
+    macs = count_macs(unet, (inputs["sample"], inputs["timestep"], inputs["text"]))  # raises where fvcore and torch differ
+    assert (macs.linear, macs.attention) == by_hand()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_assemblies_cost_what_their_stages_sum_to(tables: dict[str, dict[str, Any]], seed: int) -> None:
+    unet, random = sd15_unet(), np.random.default_rng(seed)
+    graph, table = unet_graph(unet), tables["wide"]
+    chosen = {stage.name: (stage, int(random.integers(len(stage.choices)))) for stage in library(graph, "wide")}
+    recipes = {name: stage.choices[k].recipe for name, (stage, k) in chosen.items()}
+    blocks = {name: (recipe, recipe.build(graph[name].module)) for name, recipe in recipes.items() if recipe is not None}
+    model = CompactUNet.assemble(unet, blocks)  # type: ignore[arg-type]  # the library's recipes are StageRecipes
+    inputs = example_inputs(unet, 64)
+    macs = count_macs(model, (inputs["sample"], inputs["timestep"], inputs["text"]))
+    entries = [next(s for s in table["stages"] if s["name"] == name)["choices"][k] for name, (_, k) in chosen.items()]
+    total = {metric: table["fixed"][metric] + sum(entry[metric] for entry in entries) for metric in METRICS}
+    assert total["params"] == count_params(model)
+    assert total["params_without_groupnorm"] == count_params_without_groupnorm(model)
+    assert (total["macs"], total["macs_with_attention"]) == (macs.linear, macs.linear + macs.attention)
+
+
+def test_pure_removal_without_the_innermost_stages_bottoms_out_at_121_million() -> None:
+    """One residual unit a stage that can stand alone there, nothing sampled down into what is gone."""
+    graph = unet_graph(sd15_unet())
+    kept = {"down0": 0, "down1": 0, "down2": 0, "up1": 2, "up2": 0, "up3": 0}  # up1 hands on the width it reads, so its cheapest layer can stay
+    stages: dict[str, Any] = {step.name: step.module for step in graph.steps}
+    units = sum(count_params(stages[name].layers[layer][0]) for name, layer in kept.items())
+    samplers = sum(count_params(stages[name].sampler) for name in ("down0", "down1", "up1", "up2"))
+    fixed = sum(count_params(stages[name]) for name in ("time", "conv_in", "out"))
+    assert units + samplers + fixed == 120_764_496
+
+
 def test_reduction_of_the_paper_fits_latents_of_96_without_attention_products() -> None:
     unet = sd15_unet()
     inputs = example_inputs(unet, 96)
     macs = count_macs(unet, (inputs["sample"], inputs["timestep"], inputs["text"]))
     assert round(macs.linear / 273e9, 1) == 2.8
     assert round((macs.linear + macs.attention) / 273e9, 1) == 3.9
+
+
+def test_with_four_operations_an_element_of_layer_norm_the_teacher_costs_761_gmacs_at_96() -> None:
+    """As thop counts: `count_normalization` is 2 an element, twice that with a scale and shift; group norms are none of its rules."""
+    unet, elements = sd15_unet(), 0
+
+    def add(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], _: object) -> None:
+        nonlocal elements
+        elements += arguments[0].numel()
+
+    for module in unet.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_hook(add)
+    inputs = example_inputs(unet, 96)
+    arguments = (inputs["sample"], inputs["timestep"], inputs["text"])
+    linear = count_macs(unet, arguments).linear
+    assert linear == 760_630_968_320
+    assert round((linear + 4 * elements) / 1e9, 1) == 760.9
 
 
 @pytest.mark.parametrize(

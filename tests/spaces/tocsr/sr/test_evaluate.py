@@ -13,7 +13,7 @@ from nas.errors import InputError
 from nas.evaluators.costs import count_params
 from nas.spaces.tocsr.sr import published
 from nas.spaces.tocsr.sr.evaluate import BICUBIC, Pair, bicubic_up, degraded, evaluate, gain, paired, parts, system_of
-from nas.spaces.tocsr.sr.metrics import ALWAYS
+from nas.spaces.tocsr.sr.metrics import ALWAYS, METRICS, Kind
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.tables import FORMATS, check_form, rendered, summary
 
@@ -63,6 +63,38 @@ def test_a_perfect_system_gains_over_bicubic_and_bicubic_nothing(folder: Path) -
 def test_the_pipeline_is_a_system(pipeline: TOCSRPipeline) -> None:
     low = np.zeros((9, 11, 3), dtype=np.uint8)
     assert system_of(pipeline, 1, tile=8, overlap=2)(low).shape == (36, 44, 3)
+
+
+class _Fussy:
+    """A metric of another package that fails in one of three ways."""
+
+    def __init__(self, broken: str) -> None:
+        self._broken, self._n = broken, 0
+
+    def add(self, found: np.ndarray, wanted: np.ndarray) -> float | None:
+        del found, wanted
+        self._n += 1
+        if self._broken == "second" and self._n == 2:
+            raise RuntimeError("Expected another size")
+        return float("nan") if self._broken == "nan" else 1.0
+
+    def value(self) -> float:
+        if self._broken == "whole":
+            raise RuntimeError("More samples are required")
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"), [("second", "picture 'b': Expected another size"), ("nan", "picture 'a': it became nan"), ("whole", "3 pictures: More samples")]
+)
+def test_a_metric_of_another_package_that_fails_is_named_and_the_others_stand(folder: Path, broken: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "niqe", Kind(lambda: _Fussy(broken), False, 2, "pip install it"))
+    pairs = list(degraded(folder, "bicubic", 0))
+    rows = evaluate({BICUBIC: bicubic_up, "same": bicubic_up}, pairs, ["psnr", "niqe"])
+    assert [set(row.values) for row in rows] == [{"psnr"}] * 2
+    content = summary(rows, [], 64, {"fid": "not here"}, [], [pair.name for pair in pairs])
+    assert set(content["missing"]) == {"fid", "niqe"}
+    assert reason in content["missing"]["niqe"]
 
 
 def test_nothing_to_evaluate_on_is_an_error() -> None:

@@ -28,3 +28,7 @@ def test_the_papers_recipe_runs_from_end_to_end(tmp_path: Path) -> None:
     assert [step["step"] for step in result["steps"]] == ["expand", "search", "finetune", "adapt", "distill", "evaluate"]
     assert [row["system"] for row in result["evaluation"]["rows"]] == ["bicubic", "1 step", "2 steps"]
     assert result["evaluation"]["row"] == "Eq. 23"
+    (leg,) = result["legs"]
+    assert leg["command"] == result["command"]
+    assert str(tmp_path) not in leg["command"]
+    assert leg["peak_rss_gb"] == result["peak_rss_gb"] > 0
