@@ -2,15 +2,17 @@
 
 All networks are trained from scratch on crops of photographs, split by photograph, every figure is taken on held-out ones; once for each seed:
 
-    guide      an autoencoder of 16 latent channels, f = 4: the counterpart of FLUX's
-    base       one of 4, and a U-Net of the embedded teacher's sizes on its latents: the counterpart of SD1.5
+    guide      an autoencoder of 16 latent channels: the counterpart of FLUX's
+    base       one of 4: the counterpart of SD1.5's
     4          the base autoencoder goes on with reconstruction, for as many steps as it has had
     16         the base autoencoder expanded, trained by Eq. (4) for as many steps
-    v1, v2, v3 the base U-Net expanded, trained with that autoencoder by Eq. (5), all on the same batches and noise
+    unet       a U-Net of the embedded teacher's sizes on the base's latents: the counterpart of SD1.5's
+    v1, v2, v3 that U-Net expanded, trained with the autoencoder of 16 channels by Eq. (5), all on the same batches and noise
 
-    python benchmarks/expansion_scratch.py --photographs FOLDER [--device cuda] [--seeds 3] [--processes 6] [--autoencoders] [--out FOLDER]
+    python benchmarks/expansion_scratch.py --photographs FOLDER [--factor 8] [--device cuda] [--seeds 3] [--processes 6] [--autoencoders] [--out FOLDER]
 
-Each training is a process; the same command goes on where it was stopped. `--autoencoders` leaves the variants out.
+Each training is a process; the same command goes on where it was stopped. `--autoencoders` leaves U-Nets out. `--factor` is what the autoencoders
+compress by, 8 as SD1.5's and FLUX's do, or 4.
 """
 
 import argparse
@@ -51,10 +53,11 @@ TILE, CROP = 48, 32
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
 
-def autoencoder(channels: int) -> AutoencoderKL:
+def autoencoder(channels: int, factor: int) -> AutoencoderKL:
     """SD1.5's structure, narrow, one layer a block."""
+    widths = {4: (16, 32, 48), 8: (16, 32, 48, 48)}[factor]
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(16, 32, 48),
+        down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths), block_out_channels=widths,
         layers_per_block=1, latent_channels=channels, norm_num_groups=8, mid_block_add_attention=False,
     )  # fmt: skip
 
@@ -107,9 +110,9 @@ class Job:
         trainer = Trainer(module, self.pictures.crops, loss, settings, device=self.asked.device)
         return trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 4), progress=Terminal())
 
-    def _reconstructing(self, name: str, vae: AutoencoderKL) -> Curve:
+    def _reconstructing(self, name: str, vae: AutoencoderKL, settings: TrainingSettings | None = None) -> Curve:
         """Trains the autoencoder by reconstruction and scales its latents to unit variance; the curve."""
-        curve = self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), self.settings)
+        curve = self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), settings or self.settings)
         with torch.no_grad():
             crops = self.pictures.crops(torch.Generator().manual_seed(0), 256).to(vae.device)
             vae.register_to_config(scaling_factor=1 / float(vae.encode(crops).latent_dist.mode().std()))
@@ -118,16 +121,24 @@ class Job:
     def guide(self) -> Curve:
         """Sixteen channels from scratch."""
         torch.manual_seed(self.seed)
-        vae, name = autoencoder(16), f"guide-{self.seed}"
-        curve = self._reconstructing(name, vae)
+        vae, name = autoencoder(16, self.asked.factor), f"guide-{self.seed}"
+        curve = self._reconstructing(name, vae, replace(self.settings, steps=self.asked.guide_steps))
         vae.save_pretrained(self.work / name)
         return curve
 
     def base(self) -> Curve:
-        """The counterpart of SD1.5: autoencoder, then U-Net."""
+        """Four channels from scratch."""
         torch.manual_seed(self.seed)
-        vae, name = autoencoder(4), f"base-{self.seed}"
+        vae, name = autoencoder(4, self.asked.factor), f"base-{self.seed}"
         curve = self._reconstructing(name, vae)
+        vae.save_pretrained(self.work / name / "vae")
+        return curve
+
+    def unet(self) -> Curve:
+        """A U-Net on the base's latents."""
+        torch.manual_seed(self.seed)
+        folder = self.work / f"base-{self.seed}"
+        vae = AutoencoderKL.from_pretrained(folder / "vae").to(self.asked.device)
         config = {**UNet2DConditionModel.load_config(EmbeddedAssets(newest_version()).root / "unet"), "in_channels": 4, "out_channels": 4}
         stock, scheduler = UNet2DConditionModel.from_config(config), DDPMScheduler(num_train_timesteps=1000, **SCHEDULE)
         unet = CompactUNet.of(stock, scheduler.config)
@@ -137,10 +148,9 @@ class Job:
             modes = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mode().cpu() for part in crops]) * vae.config.scaling_factor
         clean = Latents(modes, self._text(unet).expand(len(modes), -1, -1), torch.arange(len(modes)))
         trainer = Trainer(unet, draw_latents(clean), Denoising(alphas_cumprod(unet)), replace(self.joint, batch=64), device=self.asked.device)
-        trainer.run(self.work / f"{name}-unet.checkpoint", progress=Terminal())
-        stock.save_pretrained(self.work / name / "unet")
-        vae.save_pretrained(self.work / name / "vae")
-        scheduler.save_pretrained(self.work / name / "scheduler")
+        curve = trainer.run(self.work / f"unet-{self.seed}.checkpoint", progress=Terminal())
+        stock.save_pretrained(folder / "unet")
+        scheduler.save_pretrained(folder / "scheduler")
         return curve
 
     @staticmethod
@@ -182,6 +192,7 @@ JOBS: dict[str, Callable[[Job], Curve]] = {
     "base": Job.base,
     "4": Job.narrow,
     "16": Job.wide,
+    "unet": Job.unet,
     **{variant: (lambda job, variant=variant: job.variant(variant)) for variant in VARIANTS},
 }
 
@@ -213,7 +224,7 @@ def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, A
     """What a training left, done in a process of its own."""
     kept = asked.work / f"{job}-{seed}.json"
     if not kept.is_file():
-        names = ("recipe", "photographs", "steps", "joint_steps", "device", "precision", "work", "threads")
+        names = ("recipe", "photographs", "factor", "steps", "guide_steps", "joint_steps", "device", "precision", "work", "threads")
         command = [sys.executable, __file__, *(f"--{key.replace('_', '-')}={getattr(asked, key)}" for key in names), "--job", job, "--seed", str(seed)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -225,7 +236,7 @@ def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, A
 
 def summed(found: dict[tuple[str, int], dict[str, Any]], seeds: int) -> dict[str, Any]:
     """What the seeds say: reconstruction of each autoencoder, denoising loss of each variant."""
-    last = {key: rows["curve"][-1] for key, rows in found.items()}
+    last = {key: rows["curve"][-1] for key, rows in found.items() if rows["curve"]}
     autoencoders = {job: {key: [last[job, seed][key] for seed in range(seeds)] for key in ("psnr", "ssim")} for job in ("guide", "base", "4", "16")}
     losses = {variant: [last[variant, seed]["heldout_loss"] for seed in range(seeds)] for variant in VARIANTS if (variant, 0) in last}
     lowest = [min(losses, key=lambda variant: losses[variant][seed]) for seed in range(seeds)] if losses else None
@@ -236,7 +247,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/embedded.toml"), help="whose held-out photographs are held out here")
     parser.add_argument("--photographs", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200, help="of every autoencoder")
+    parser.add_argument("--factor", type=int, default=8, choices=(4, 8))
+    parser.add_argument("--steps", type=int, default=1200, help="of every autoencoder but the guide")
+    parser.add_argument("--guide-steps", type=int, default=2400)
     parser.add_argument("--joint-steps", type=int, default=400, help="of autoencoder and U-Net together, and of the base U-Net")
     parser.add_argument("--tiles", type=int, default=4000, help="training pictures")
     parser.add_argument("--seeds", type=int, default=3)
@@ -257,13 +270,16 @@ def main() -> None:
         return
     write_tiles(asked)
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for jobs in (("guide", "base"), ("4", "16"), () if asked.autoencoders else VARIANTS):
+    for jobs in (("guide", "base"), ("4", "16"), *(() if asked.autoencoders else (("unet",), VARIANTS))):
         keys = [(job, seed) for seed in range(asked.seeds) for job in jobs]
         with ThreadPoolExecutor(asked.processes) as pool:
             found |= dict(zip(keys, pool.map(lambda key: trained_apart(asked, *key), keys), strict=True))
     one = replace(Job(asked).settings, seed=0)
     curves = [{"job": job, "seed": seed, **rows} for (job, seed), rows in found.items()]
-    write_result("expansion_scratch", {"settings": asdict(one), "joint_steps": asked.joint_steps, **summed(found, asked.seeds), "curves": curves}, asked.out)
+    about = {"factor": asked.factor, "settings": asdict(one), "guide_steps": asked.guide_steps}
+    if not asked.autoencoders:
+        about["joint_steps"] = asked.joint_steps
+    write_result(f"expansion_scratch_f{asked.factor}", {**about, **summed(found, asked.seeds), "curves": curves}, asked.out)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ fitted to the training pairs and decoded by the same autoencoder; each pipeline 
 of 256 pixels; the autoencoder alone, from the HR picture (a ceiling). Paired t-tests over photographs.
 
     python benchmarks/super_resolution.py --recipe recipes/embedded.toml --photographs FOLDER --model NAME=FOLDER ... [--many 15] [--pictures docs/images]
-        [--metric niqe ...]
 
-Also how tiles agree with the whole. Metrics of other packages are taken of whole photographs (windows are too small for NIQE's statistics), and of the
-photographs themselves.
+Also how tiles agree with the whole. With `--metric niqe` (or others that other packages have) instead: these of whole photographs, the photographs
+themselves among the rows; windows are too small for NIQE's statistics.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +141,11 @@ def main() -> None:
     baselines: dict[str, System] = {BICUBIC: bicubic_up, "ridge": through_latents(first, ridge)}
     ours = {name: system_of(pipeline, 1) for name, pipeline in pipelines.items()}
     pairs = [whole(name, picture) for name, picture in held.items()]
+    if asked.metric:
+        write_result("super_resolution_other_metrics", other_metrics(baselines | ours, pairs, asked.metric))
+        return
     windows = [textured(pair) for pair in pairs]
-    answers = {pair.low.tobytes(): pair.high for pair in (*pairs, *windows)}
+    answers = {pair.low.tobytes(): pair.high for pair in windows}
     ceiling = through_latents(first, lambda z: z)
 
     @torch.no_grad()
@@ -151,13 +154,10 @@ def main() -> None:
 
     many = system_of(first, asked.many)
     on_windows = baselines | {"autoencoder of the LR picture": ceiling, **ours, f"{asked.many} steps": many, "autoencoder of the HR picture": from_hr}
-    more, missing = available(asked.metric)
-    on_photographs = baselines | ours | ({"photograph": lambda low: answers[low.tobytes()]} if more else {})
     content: dict[str, Any] = {
         "held_out": list(held),
         "rows": {name: pipeline.config.row for name, pipeline in pipelines.items()},
-        "whole_photographs": table(evaluate(on_photographs, pairs, [*ALWAYS, *more]), (BICUBIC, "ridge"), more),
-        "missing": missing,
+        "whole_photographs": table(evaluate(baselines | ours, pairs, ALWAYS), (BICUBIC, "ridge")),
         "windows": table(evaluate(on_windows, windows, ALWAYS), (BICUBIC, "ridge")),
         "window": WINDOW,
         "parts_at_512": [{"name": p.name, "params": p.params, "macs": p.macs, "macs_with_attention": p.macs_with_attention} for p in parts(first, SIZE)],
@@ -168,6 +168,27 @@ def main() -> None:
         shown = {BICUBIC: bicubic_up, "ridge": baselines["ridge"], **ours, "many": many}
         chosen = [pair for pair in windows if pair.name in asked.shown] or windows[:6]
         sheet(chosen, shown).save(asked.pictures / "super_resolution.png", optimize=True)
+
+
+def other_metrics(systems: dict[str, System], pairs: list[Pair], metrics: list[str]) -> dict[str, Any]:
+    """Rows of the systems and of the photographs themselves."""
+    there, missing = available(metrics)
+    answers = {pair.low.tobytes(): pair.high for pair in pairs}
+    rows = evaluate({**systems, "photograph": lambda low: answers[low.tobytes()]}, pairs, ["psnr", *there])
+    return {
+        "photographs": [pair.name for pair in pairs],
+        "rows": table(rows, (BICUBIC, "photograph"), there),
+        "packages": {name: version(name) for name in ("pyiqa", "lpips", "torch-fidelity") if installed(name)},
+        "missing": missing | dict(rows[0].failed),
+    }
+
+
+def installed(name: str) -> bool:
+    """Whether the distribution is there."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def tiles(pipeline: TOCSRPipeline, pairs: list[Pair]) -> list[dict[str, float]]:

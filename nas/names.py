@@ -153,7 +153,7 @@ def check_space(text: str) -> None:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"no file '{path}' to take a space from; give path/to/file.py:function")
+        raise InputError(f"no file '{path}'; give path/to/file.py:function")
 
 
 def function_of_file(path: Path, function: str) -> Any:

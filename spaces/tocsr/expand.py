@@ -4,6 +4,7 @@
 2  the U-Net's first and last convolutions are expanded, and both are trained by the denoising loss, Eq. (4) beside it   Eq. (5)
 """
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
@@ -157,7 +158,7 @@ def _decisive(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def expanded_unet(old: CompactUNet, channels: int, variant: Variant) -> CompactUNet:
     """The U-Net with more channels; it predicts noise, whatever it does natively."""
-    stock = UNet2DConditionModel.from_config({key: value for key, value in old.config.items() if key not in ("architecture", "scheduler", "expansion")})
+    stock = UNet2DConditionModel.from_config(_stock_config(old))
     stock.load_state_dict(old.state_dict())
     wide = expand_unet(stock, channels, variant)
     model: CompactUNet
@@ -276,6 +277,11 @@ def _as_stock(unet: CompactUNet) -> UNet2DConditionModel:
     if unet.config.get("expansion") is not None:
         return unet
     with torch.device("meta"):
-        stock: UNet2DConditionModel = UNet2DConditionModel.from_config({key: value for key, value in unet.config.items() if not key.startswith("_")})
+        stock: UNet2DConditionModel = UNet2DConditionModel.from_config(_stock_config(unet))
     stock.load_state_dict(unet.state_dict(), assign=True)
     return stock
+
+
+def _stock_config(unet: CompactUNet) -> dict[str, Any]:
+    """The entries of its config that a stock network takes; it would warn of the others."""
+    return {key: unet.config[key] for key in inspect.signature(UNet2DConditionModel.__init__).parameters if key in unet.config}

@@ -186,8 +186,9 @@ def teacher_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def check_vae_teacher(teacher: AutoencoderKL, vae: AutoencoderKL, channels: int) -> None:
     """Raises unless the teacher autoencoder has the channels wanted and compresses like the one to be expanded."""
     if teacher.config.latent_channels != channels:
-        got = teacher.config.latent_channels
-        raise InputError(f"the teacher autoencoder must have {channels} latent channels, got {got}; choose another, or --channels {got}")
+        got, old = teacher.config.latent_channels, vae.config.latent_channels
+        way_out = f"choose another, or --channels {got}" if got > old else f"choose another, of more than the {old} that there are"
+        raise InputError(f"the teacher autoencoder must have {channels} latent channels, got {got}; {way_out}")
     factors = [2 ** (len(config.block_out_channels) - 1) for config in (vae.config, teacher.config)]
     if factors[0] != factors[1]:
         raise InputError(f"the teacher autoencoder must compress by {factors[0]} like the one to be expanded, got {factors[1]}; choose another")
