@@ -33,7 +33,7 @@ def fitted(network: NetworkSpace, choice: Choice, features: Features, way: str) 
     started = time.thread_time()
     if way == "before":
         fit, heldout = split_features(features, settings.heldout)
-        solve_ends(block, features, fit, heldout, lambda: held_out_errors(block, features, heldout).mean())
+        solve_ends(block, features, fit, heldout, held_out_errors(block, features, heldout), lambda: held_out_errors(block, features, heldout))
     errors, _ = calibrate_block(block, features, settings)
     return sum(errors.values()) / len(errors), time.thread_time() - started
 

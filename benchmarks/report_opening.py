@@ -10,95 +10,32 @@ main thread until after the load, which a busy machine does not change much.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from chromium import CHROMIUM, Page, browser
 from dated import FOLDER, write_result
 
 import nas
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET_S = 1.0  # after the load: what the page still does then belongs to its opening
-
-
-class Browser:
-    """Chromium's debugging protocol over a pair of pipes: JSON messages, each ended by a zero byte."""
-
-    def __init__(self, commands: int, answers: int) -> None:
-        self._commands, self._answers = os.fdopen(commands, "wb", 0), os.fdopen(answers, "rb")
-        self._number, self._rest, self._seen = 0, b"", list[dict[str, Any]]()
-
-    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """The result of a command; events that come before it are kept."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
-        self._commands.write(json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._read()
-            if answer.get("id") == self._number:
-                if "error" in answer:
-                    raise SystemExit(f"{method}: {answer['error']}")
-                result: dict[str, Any] = answer["result"]
-                return result
-            self._seen.append(answer)
-
-    def wait(self, event: str) -> None:
-        """Until the event has come."""
-        while not any(message.get("method") == event for message in self._seen):
-            self._seen.append(self._read())
-
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            part = self._answers.read1(1 << 16)
-            if not part:
-                raise SystemExit("the browser has ended")
-            self._rest += part
-        message, _, self._rest = self._rest.partition(b"\0")
-        found: dict[str, Any] = json.loads(message)
-        return found
-
-
-@contextmanager
-def browser(width: int) -> Iterator[Browser]:
-    """A fresh browser with a profile of its own."""
-    (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}", f"--window-size={width},900"]
-        start = ["bash", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "_", str(CHROMIUM), *options]
-        process = subprocess.Popen(start, pass_fds=(their_in, their_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(their_in)
-        os.close(their_out)
-        found = Browser(our_out, our_in)
-        try:
-            yield found
-        finally:
-            found.call("Browser.close")
-            process.wait(timeout=60)
 
 
 def opening(page: Path, width: int) -> dict[str, float]:
     """Milliseconds of one opening."""
     with browser(width) as chromium:
-        target = chromium.call("Target.createTarget", url="about:blank")["targetId"]
-        session = chromium.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        chromium.call("Page.enable", session)
-        chromium.call("Performance.enable", session, timeDomain="threadTicks")
-        chromium.call("Page.navigate", session, url=page.as_uri())
-        chromium.wait("Page.loadEventFired")
+        opened = Page(chromium, width)
+        opened.open(page)
         time.sleep(QUIET_S)
         script = (
             "JSON.stringify({first_paint_ms: performance.getEntriesByName('first-contentful-paint')[0].startTime,"
             " load_ms: performance.getEntriesByType('navigation')[0].loadEventEnd, marks: document.querySelectorAll('.mark.trial').length})"
         )
-        found: dict[str, float] = json.loads(chromium.call("Runtime.evaluate", session, expression=script)["result"]["value"])
-        metrics = {row["name"]: row["value"] for row in chromium.call("Performance.getMetrics", session)["metrics"]}
+        found: dict[str, float] = json.loads(opened.evaluate(script))
+        metrics = {row["name"]: row["value"] for row in opened.call("Performance.getMetrics")["metrics"]}
         return {**found, "main_thread_cpu_ms": 1000 * metrics["TaskDuration"]}
 
 

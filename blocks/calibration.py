@@ -22,6 +22,7 @@ from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.data import Samples
 from nas.devices import repeatable
 from nas.errors import DamagedFile, DoesNotFit
+from nas.files import check_writable
 from nas.graph import StageGraph
 from nas.progress import Notes, Progress
 from nas.space import Choice, Stage
@@ -89,6 +90,7 @@ class Calibrator:
     def _fill(self, missing: list[tuple[Stage, Choice]], progress: Progress) -> None:
         if not missing:
             return
+        check_writable(self.store.root, "set NAS_HOME to a writable folder with space")
         bank = FeatureBank(self.graph, self.samples, list(dict.fromkeys(stage.name for stage, _ in missing)), self.budget)
         bank.get(missing[0][0].name, progress)
         stored = self._fitted(missing, bank, progress)

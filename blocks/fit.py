@@ -43,7 +43,7 @@ class CalibrationSettings:
     heldout: float = 0.2
     seed: int = 0
     finish: bool = True
-    version: int = 2
+    version: int = 3
 
 
 class Diverged(Exception):
@@ -114,8 +114,7 @@ class Fit:
             self.block.load_state_dict(self._kept)
         self.errors = held_out_errors(self.block, features, heldout)
         if self._settings.finish and torch.isfinite(self.errors).all():
-            solve_ends(self.block, features, fit, heldout, lambda: held_out_errors(self.block, features, heldout).mean())
-            self.errors = held_out_errors(self.block, features, heldout)
+            self.errors = solve_ends(self.block, features, fit, heldout, self.errors, lambda: held_out_errors(self.block, features, heldout))[1]
         if not torch.isfinite(self.errors).all():
             self.failure = f"held-out error is {self.errors.tolist()} after {self.steps} steps"
         self.curve.append((self.steps, float(self.errors.mean())))

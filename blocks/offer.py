@@ -27,8 +27,12 @@ GENERIC: tuple[BlockRecipe, ...] = (
 """What is offered where nothing is said."""
 
 
+_SHOWN = 12
+"""Stages that one line names."""
+
+
 class Offered(NamedTuple):
-    """Stages with their choices; a line a stage on what was left out, and warnings; stage -> choice that was left out -> why."""
+    """Stages with their choices; a line on how many recipes fit, and warnings; stage -> choice that was left out -> why."""
 
     stages: tuple[Stage, ...]
     notes: tuple[str, ...]
@@ -66,13 +70,19 @@ def offer(graph: StageGraph, recipes: Offer | None, inputs: Values, stages: Iter
         made.append(Stage(name, (Choice(TEACHER), *choices)))
         if left_out:
             reasons[name] = left_out
-            notes.append(f"stage '{name}': {len(left_out)} of {len(listed)} recipes do not fit: {', '.join(left_out)}")
-    if reasons:
-        notes.append("why recipes do not fit: `nas spaces show SPACE`")
+    if reasons:  # the same recipes were offered to all stages
+        notes.append(_fitting_line({stage.name: len(stage.choices) - 1 for stage in made}, len(given)))
     if all(len(stage.choices) == 1 for stage in made):
         why = next(iter(next(iter(reasons.values())).values())) if reasons else "no recipe is given"
         raise InputError(f"no stage has any block but the teacher's, so there is nothing to search: {why}")
     return Offered(tuple(made), tuple(notes), reasons)
+
+
+def _fitting_line(counts: Mapping[str, int], offered: int) -> str:
+    """How many of the offered recipes fit each stage, on one line."""
+    shown = [f"{stage} {count}" for stage, count in list(counts.items())[:_SHOWN]]
+    more = f", {len(counts) - _SHOWN} more stages {min(list(counts.values())[_SHOWN:])} or more" if len(counts) > _SHOWN else ""
+    return f"recipes that fit, of {offered}: {', '.join(shown)}{more}; `nas spaces show SPACE` says why the others do not"
 
 
 def _checked(stage: str, recipes: Sequence[Recipe | Choice]) -> Sequence[Recipe | Choice]:

@@ -2,14 +2,14 @@
 
 A convolution or linear map is an *end* of an output if what is added to its result is added to that output. With all else as it is, the best change of its
 weights is the minimiser `D` of `|X D - R|^2 / n + l |D|^2`: `X` `(n, in)` what the map reads (patches, and a 1 for the bias), `R` `(n, out)` what the
-output lacks of the teacher's. `l` is chosen on held-out samples, and a change is kept only if the block's error there falls.
+output lacks of the teacher's. `l` is chosen on held-out rows, and a change is kept only if the block's error on all held-out samples falls.
 
 Done before the fit instead of after it, the same solution is a better start but often a worse end: the first steps spoil it.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,8 @@ from nas.blocks.features import Features
 from nas.devices import moved
 from nas.graph import call_step
 
-Error = Callable[[], Tensor]
-"""The block's held-out error as it stands."""
+Judge = Callable[[], Tensor]
+"""The block's held-out error by output as it stands, `(n_outputs,)`."""
 
 LARGEST = 4096
 """Inputs of a map (channels times taps) above which it is left as it is: solving would take longer than fitting."""
@@ -40,16 +40,20 @@ SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 _Hook = Callable[[str, Tensor, Tensor], Tensor | None]
 _Map = nn.Conv2d | nn.Linear
+_Rows = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def solve_ends(block: nn.Module, features: Features, fit: Tensor, heldout: Tensor, error: Error) -> int:
-    """Solves every end of every output in turn, on the rows `fit` of the features; how many were changed."""
-    modules, changed, before = dict(block.named_modules()), 0, error()
+def solve_ends(block: nn.Module, features: Features, fit: Tensor, heldout: Tensor, errors: Tensor, judge: Judge) -> tuple[int, Tensor]:
+    """Solves every end of every output in turn, on the samples `fit` of the features; how many maps were changed, and the errors then.
+
+    `errors` are what `judge` says of the block as it is.
+    """
+    modules, changed = dict(block.named_modules()), 0
     for name, output in _ends(block, features, fit[:2]):
-        after = _solve(block, modules[name], output, features, fit, heldout, error, before)
-        changed, before = changed + (after is not None), before if after is None else after
-    return changed
+        after = _solve(block, modules[name], output, features, fit, heldout, errors, judge)
+        changed, errors = changed + (after is not None), errors if after is None else after
+    return changed, errors
 
 
 def _ends(block: nn.Module, features: Features, rows: Tensor) -> list[tuple[str, int]]:
@@ -99,58 +103,68 @@ def _solvable(module: nn.Module) -> bool:
     return plain and module.weight[0].numel() < LARGEST
 
 
-def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: Tensor, heldout: Tensor, error: Error, before: Tensor) -> Tensor | None:
-    """Solves one end; the block's error with the change, None if that was not kept."""
+def _solve(block: nn.Module, module: Any, output: int, features: Features, fit: Tensor, heldout: Tensor, before: Tensor, judge: Judge) -> Tensor | None:
+    """Solves one end; the block's errors with the change, None if that was not kept."""
     inputs = module.weight[0].numel()
     most = min(ROWS, max(ROWS_EACH * inputs, WORK // inputs**2))
-    system = _system(block, module, output, features, fit, most)
-    changes = _solutions(system)
-    if not changes:
+    change = _best_change(_rows(block, module, output, features, fit, most), list(_rows(block, module, output, features, heldout, most // 4)))
+    if change is None:
         return None
-    judge = _system(block, module, output, features, heldout, most // 4)
-    change, kept = min(changes, key=judge.residual), [parameter.clone() for parameter in module.parameters()]
+    kept = [parameter.clone() for parameter in module.parameters()]
     if module.bias is not None:
         module.bias += change[-1].to(module.bias)
         change = change[:-1]
     module.weight += change.T.reshape(module.weight.shape).to(module.weight)
-    after = error()
-    if after < before:
+    after = judge()
+    if after.mean() < before.mean():
         return after
     for parameter, old in zip(module.parameters(), kept, strict=True):
         parameter.copy_(old)
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _System:
-    """`X^T X / n` `(in, in)`, `X^T R / n` `(in, out)` and `|R|^2 / n`, summed in double precision."""
+def _best_change(rows: Iterable[_Rows], heldout: Sequence[_Rows]) -> Tensor | None:
+    """`D` `(in, out)` of the shrinkage with the least held-out residual, looked for from the least on until it rises; None if nothing can be solved.
 
-    square: Tensor
-    product: Tensor
-    energy: Tensor
-
-    def residual(self, change: Tensor) -> float:
-        """`|X D - R|^2 / n`."""
-        return float(self.energy - 2 * (change * self.product).sum() + (change * (self.square @ change)).sum())
-
-
-def _solutions(system: _System) -> list[Tensor]:
-    """`D` for every shrinkage at which the equations can be solved; by Cholesky, since eigenvalues of many equal zeros need not converge."""
-    found, scale, one = [], system.square.diagonal().mean(), torch.eye(len(system.square)).to(system.square)
+    By Cholesky in double precision, since eigenvalues of many equal zeros need not converge.
+    """
+    square, product = _normal_equations(rows)
+    scale, best, least = square.diagonal().mean(), None, math.inf
     for shrinkage in SHRINKAGES:
-        factor, failed = torch.linalg.cholesky_ex(system.square + shrinkage * scale * one)
-        if not failed:
-            found.append(torch.cholesky_solve(system.product, factor))
-    return found
+        shrunk = square.clone()
+        shrunk.diagonal().add_(shrinkage * scale)
+        factor, failed = torch.linalg.cholesky_ex(shrunk)
+        if failed:
+            continue
+        change = torch.cholesky_solve(product, factor)
+        residual = sum(float((r - x @ change.to(x)).square().sum()) for x, r in heldout)
+        if residual >= least:
+            break
+        best, least = change, residual
+    return best
 
 
-def _system(block: nn.Module, module: _Map, output: int, features: Features, rows: Tensor, most: int) -> _System:
-    """The equations over about `most` rows of `X`, drawn evenly from samples spread over all."""
-    positions = features.batch(rows[:1])[1][output].numel() // module.weight.shape[0]
-    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), max(SAMPLES, -(-most // positions)))).long()]
+def _normal_equations(rows: Iterable[_Rows]) -> tuple[Tensor, Tensor]:
+    """`X^T X / n` `(in, in)` and `X^T R / n` `(in, out)` in double precision."""
+    sums: tuple[Tensor, Tensor] | None = None
+    n = 0
+    for x, r in rows:
+        if sums is None:
+            sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1], r.shape[1])
+        n += len(x)
+        sums[0].addmm_(x.T, x)
+        sums[1].addmm_(x.T, r)
+    assert sums is not None
+    return sums[0].double() / n, sums[1].double() / n
+
+
+def _rows(block: nn.Module, module: _Map, output: int, features: Features, samples: Tensor, most: int) -> Iterator[_Rows]:
+    """About `most` rows of `X` and `R` in single precision, drawn evenly from samples spread over all, some samples at a time."""
+    positions = features.batch(samples[:1])[1][output].numel() // module.weight.shape[0]
+    samples = samples[torch.linspace(0, len(samples) - 1, min(len(samples), max(SAMPLES, -(-most // positions)))).long()]
     size = max(1, min(64, CHUNK // (positions * module.weight[0].numel())))
-    share, random, parts = min(1.0, most / (positions * len(rows))), torch.Generator().manual_seed(0), []
-    for part in torch.split(rows, size):
+    share, random = min(1.0, most / (positions * len(samples))), torch.Generator().manual_seed(0)
+    for part in torch.split(samples, size):
         reads, targets = features.batch(part)
         read: list[Tensor] = []
         handle = module.register_forward_hook(lambda _, arguments, __, read=read: read.append(arguments[0]))
@@ -160,12 +174,8 @@ def _system(block: nn.Module, module: _Map, output: int, features: Features, row
         if share < 1:
             chosen = moved(torch.randperm(len(x), generator=random)[: max(1, round(share * len(x)))], x.device)
             x, r = x[chosen], r[chosen]
-        x, r = x.float(), r.float()
-        x = torch.cat([x, x.new_ones(len(x), 1)], 1) if module.bias is not None else x
-        parts.append((len(x), (x.T @ x).double(), (x.T @ r).double(), r.square().sum(dtype=torch.float64)))
-    n = sum(count for count, *_ in parts)
-    square, product, energy = (sum(column[1:], column[0]) / n for column in list(zip(*parts, strict=True))[1:])
-    return _System(square, product, energy)
+        x = x.float()
+        yield torch.cat([x, x.new_ones(len(x), 1)], 1) if module.bias is not None else x, r.float()
 
 
 def _patches(module: _Map, value: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 fvcore is the counter of record on real tensors, with a handle for scaled dot-product attention (it knows none and would only warn);
 an operator it does not know is an error unless it is listed as one that multiplies nothing. torch's FlopCounterMode counts the same
 again and must agree to the integer. On the meta device, where tracing does not work, and for models that fvcore cannot trace,
-FlopCounterMode counts alone; it takes an operator without a formula for free, so that those which multiply are named in a note.
+FlopCounterMode counts alone; it takes an operator without a formula for free, so that those which multiply are named in a note. A formula that
+a user registers with torch (`register_flop_formula`) counts.
 Recurrent layers apply each of their weight matrices once to every token, which is how both count them.
 
 `params` counts every parameter, `macs` multiply-adds of convolutions and linear layers, `macs_with_attention` also those of products
@@ -36,6 +37,9 @@ Blocks = Mapping[tuple[str, str], nn.Module]
 
 Measure = Callable[[nn.Module], float]
 """An additive number of a module, such as its parameters outside normalisation layers."""
+
+REGISTER = "register one with torch.utils.flop_counter.register_flop_formula"
+"""How users make the counter know an operator of their own, in floating-point operations: two a multiply-add."""
 
 _FREE = {
     "add", "add_", "sub", "rsub", "mul", "mul_", "div", "div_", "neg", "pow", "sqrt", "rsqrt", "exp", "sin", "cos", "abs", "mean", "sum",
@@ -91,7 +95,7 @@ def count_costs(
     searched = {stage.name for stage in stages}
     rows = [costs(step.module, step.name) for step in graph.steps if step.name not in searched]
     fixed = np.sum(rows, axis=0) if rows else np.zeros(len(metrics))
-    notes = tuple(f"MACs leave out '{name}' at {', '.join(sorted(steps))}: no count is known for it" for name, steps in sorted(uncounted.items()))
+    notes = tuple(f"MACs leave out '{name}' at {', '.join(sorted(steps))}: no count is known for it; {REGISTER}" for name, steps in sorted(uncounted.items()))
     return CostTable(dict(zip(metrics, table, strict=True)), dict(zip(metrics, map(float, fixed), strict=True)), notes)
 
 
@@ -212,7 +216,7 @@ def _count_by_fvcore(module: nn.Module, arguments: tuple[Any, ...], where: str) 
         counts = analysis.by_operator()
         unknown = sorted({name.removeprefix("aten::") for name in analysis.unsupported_ops()} - _FREE)
     if unknown:
-        raise ContractError(f"{where}: no count is known for {', '.join(unknown)}; give fvcore a handle or list the operator as free")
+        raise ContractError(f"{where}: no count is known for {', '.join(unknown)}; {REGISTER} and pass strict_counts=False")
     return Macs(int(sum(counts[name] for name in _LINEAR_BY_FVCORE)), int(sum(counts[name] for name in _ATTENTION_BY_FVCORE)))
 
 

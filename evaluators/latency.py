@@ -1,10 +1,13 @@
 """Latency of every choice of every stage, measured on the device: an additive table, kept with the setting it was measured in.
 
-A call is timed alone and three times in a row; the difference is the time of one call whose launch is hidden behind the one before (slope), the
-rest is what starting and waiting cost once (intercept). A candidate's latency is the sum of its slopes and one intercept.
+A block is called alone and three times in a row; half the difference is the time of one call whose launch is hidden behind the one before (slope). The
+three are calls of three copies, and before them as many bytes are written as the network's weights take: in the network, too, no block finds its
+weights in the cache. What the whole teacher takes beyond the sum of its slopes is what every candidate pays once for starting, switching and waiting
+(intercept). A candidate's latency is the sum of its slopes and the intercept.
 """
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -29,6 +32,7 @@ from nas.progress import Progress
 from nas.space import Candidate, Stage
 
 ROUNDS = 15  # timed calls of each kind; the median counts
+_WARM = 2
 _REPEATS = 3
 
 _FORM: Form = {
@@ -118,28 +122,35 @@ def measure_latency(graph: StageGraph, stages: Sequence[Stage], blocks: Blocks, 
     for stage in stages:
         work += [(stage.name, c.name, graph[stage.name].module if c.recipe is None else blocks[stage.name, c.name]) for c in stage.choices]
     found: dict[str, dict[str, float]] = {stage.name: {} for stage in stages}
-    fixed, overheads = 0.0, []
+    fixed = 0.0
+    weights = torch.empty(sum(parameter.numel() for step in graph.steps for parameter in step.module.parameters()), device=next(iter(inputs.values())).device)
     for step, choice, module in progress.track(work, "latency"):
-        slope, intercept = call_ms(module.eval(), read[step])
-        overheads.append(intercept)
+        slope = call_ms(module.eval(), read[step], weights)
         if choice:
             found[step][choice] = slope
         else:
             fixed += slope
-    return LatencyTable(Setting.of(inputs), found, fixed, statistics.median(overheads))
+    teacher = fixed + sum(choices["teacher"] for choices in found.values())
+    return LatencyTable(Setting.of(inputs), found, fixed, max(0.0, _whole_ms(graph, {}, inputs) - teacher))
 
 
-def call_ms(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[float, float]:
-    """Milliseconds of one call among several, and of starting and waiting once; medians after a warm-up."""
-    once, several = [], []
-    for warm in range(-2, ROUNDS):
-        a, b = _timed(module, arguments, 1), _timed(module, arguments, _REPEATS)
-        if warm >= 0:
-            once.append(a)
-            several.append(b)
-    alone = statistics.median(once)
-    slope = min(alone, max(0.0, (statistics.median(several) - alone) / (_REPEATS - 1)))
-    return slope, alone - slope
+def call_ms(module: nn.Module, arguments: tuple[Any, ...], others: Tensor) -> float:
+    """Milliseconds of one call among several, median after a warm-up. `others` is written before each timing."""
+    once: list[float] = []
+    several: list[float] = []
+    modules = [module, *(copy.deepcopy(module) for _ in range(_REPEATS - 1))]
+    for _ in range(_WARM + ROUNDS):
+        for times, calls in ((once, modules[:1]), (several, modules)):
+            others.zero_()
+            times.append(_timed(calls, arguments))
+    alone = statistics.median(once[_WARM:])
+    return min(alone, max(0.0, (statistics.median(several[_WARM:]) - alone) / (_REPEATS - 1)))
+
+
+def _whole_ms(graph: StageGraph, chosen: Mapping[str, nn.Module], inputs: Values) -> float:
+    """Milliseconds of a forward pass with these modules in place, median after a warm-up."""
+    whole = functools.partial(_run, graph, chosen, tuple(inputs))
+    return statistics.median([_timed([whole], tuple(inputs.values())) for _ in range(_WARM + ROUNDS)][_WARM:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +176,7 @@ def check_latency(table: LatencyTable, graph: StageGraph, stages: Sequence[Stage
         candidate: Candidate = tuple(int(random.integers(len(stage.choices))) for stage in stages)
         chosen = {stage.name: blocks[stage.name, stage.choices[k].name].eval() for stage, k in zip(stages, candidate, strict=True) if stage.choices[k].recipe}
         predicted.append(fixed + sum(float(rows[s, k]) for s, k in enumerate(candidate)))
-        whole = functools.partial(_run, graph, chosen, tuple(inputs))
-        times = [_timed(whole, tuple(inputs.values()), 1) for _ in range(ROUNDS)]
-        measured.append(statistics.median(times[2:]))
+        measured.append(_whole_ms(graph, chosen, inputs))
     return LatencyCheck(tuple(predicted), tuple(measured))
 
 
@@ -209,14 +218,14 @@ def _run(graph: StageGraph, chosen: Mapping[str, nn.Module], names: Sequence[str
     return graph.run(dict(zip(names, values, strict=True)), chosen)
 
 
-def _timed(call: Any, arguments: tuple[Any, ...], times: int) -> float:
-    """Milliseconds of so many calls in a row, results waited for."""
+def _timed(calls: Sequence[Callable[..., Any]], arguments: tuple[Any, ...]) -> float:
+    """Milliseconds of the calls in a row, the last one's result waited for."""
     _wait(arguments)
     clock = _clock(next((value.device for value in arguments if isinstance(value, Tensor)), torch.device("cpu")))[1]
     started = clock()
     with torch.no_grad():
         result = None
-        for _ in range(times):
+        for call in calls:
             result = call(*arguments)
     _wait(result if isinstance(result, tuple) else (result,))
     return 1000 * (clock() - started)

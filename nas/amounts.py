@@ -1,5 +1,7 @@
 """Numbers and words as people read them: counts with SI suffixes, what columns and block names mean."""
 
+import math
+
 METRICS = {
     "params": "parameters",
     "macs": "MACs",
@@ -25,6 +27,8 @@ def legend(divergence: str = "") -> dict[str, str]:
     return {"L": f"divergence from the teacher{': ' if divergence else ''}{divergence}, ± its standard error; 0 is the teacher itself", **dict(_LEGEND)}
 
 
+_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 AMOUNT = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT%]?)"
 """Pattern of a number as people write it, such as 130M or 75%: the number and its unit."""
 
@@ -38,13 +42,29 @@ def scaled(number: str, unit: str, whole: float) -> float:
     return float(number) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "%": whole / 100}[unit]
 
 
+def at_least(value: float, whole: float) -> str:
+    """An amount and its share of the whole, neither less than it really is, so that each can be given as a bound.
+
+    >>> at_least(2101164, 8309000), at_least(105, 0)
+    ("2.102M (25.3 % of the teacher's)", '105')
+    """
+    scale, suffix = next(((scale, suffix) for scale, suffix in _SI if abs(value) >= scale), (1.0, ""))
+    digits = 3 - math.floor(math.log10(abs(value) / scale)) if value else 0
+    shown = f"{_ceil(value / scale, digits):.12g}{suffix}"
+    return f"{shown} ({_ceil(100 * value / whole, 1):g} % of the teacher's)" if whole > 0 else shown
+
+
+def _ceil(value: float, digits: int) -> float:
+    return math.ceil(value * 10.0**digits - 1e-9) / 10.0**digits
+
+
 def amount(value: float) -> str:
     """A count with its SI suffix.
 
     >>> amount(1234567), amount(12)
     ('1.235 M', '12')
     """
-    for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for scale, suffix in _SI:
         if abs(value) >= scale:
             return f"{value / scale:.4g} {suffix}"
     return f"{value:.4g}"

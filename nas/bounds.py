@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nas.amounts import at_least
 from nas.errors import InputError
 from nas.problem import Bound, CostTable
 
@@ -21,7 +22,8 @@ def check_together(bounds: Sequence[Bound], costs: CostTable) -> None:
         least = least_cost(costs, bound.metric, others)
         if least is None or least > bound.limit * (1 + _SLACK):
             before = ", ".join(f"{other.metric}<={other.limit:g}" for other in others)
-            found = "none is left" if least is None else f"{least:.6g}; give at least that, or relax the others"
+            teacher = costs.of((0,) * len(costs.by_choice[bound.metric]))[bound.metric]
+            found = "none is left" if least is None else f"{at_least(least, teacher)}; give at least that, or relax the others"
             raise InputError(f"bound '{bound.metric}<={bound.limit:g}' cannot hold together with {before}: the least {bound.metric} is then {found}")
 
 

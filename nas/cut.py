@@ -2,7 +2,7 @@
 
 `cut(model, {"low": "blocks.0", "high": ["blocks.1", "blocks.2"]}, samples)` makes two stages, the second of two modules.
 
-What every stage reads and writes is found by running the model on two and on three samples: tensors whose first dimension follows
+What every stage reads and writes is found by running the model on two and on three samples: tensors of which one dimension follows
 are values of the graph, the others are constants.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from nas.cut_stage import StageCall, chain_of, check_group, place
 from nas.data import Samples
 from nas.errors import InputError, did_you_mean
 from nas.graph import Observer, StageGraph, Step, Values, call_step
-from nas.layout import Layout, Template, check_leaves, tensors_of
+from nas.layout import Layout, Slot, Template, check_leaves, tensors_of
 from nas.model_call import ModelCall
 from nas.user_code import user_code
 
@@ -117,11 +118,11 @@ class CutModel(StageGraph):
 class Rest(nn.Module):
     """All of a model but its stages: runs with each of them answering what the teacher's block wrote on the example."""
 
-    def __init__(self, model: nn.Module, call: ModelCall, names: Sequence[str], stages: Mapping[str, StageCall]) -> None:
+    def __init__(self, model: nn.Module, call: ModelCall, names: Sequence[str], stages: Mapping[str, StageCall], steps: Sequence[Step]) -> None:
         super().__init__()
         self._adopt(model, "", {id(model.get_submodule(path)) for stage in stages.values() for path in stage.paths})
         self._structure = repr(model)
-        self._run = _WithoutStages(model, call, tuple(names), stages)
+        self._run = _WithoutStages(model, call, tuple(names), stages, {stages[s.name].paths[-1]: s.layout.result.slots for s in steps if s.layout})
 
     def _adopt(self, parent: nn.Module, prefix: str, stages: set[int]) -> None:
         """Takes over every module with no stage inside, and what else the containers of stages hold themselves."""
@@ -152,6 +153,7 @@ class _WithoutStages:
     call: ModelCall
     names: tuple[str, ...]
     stages: Mapping[str, StageCall]
+    slots: Mapping[str, Sequence[Slot]]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         n = len(inputs[0])
@@ -160,7 +162,7 @@ class _WithoutStages:
             for stage in self.stages.values():
                 for path in stage.paths:
                     before.append((path, self.model.get_submodule(path)))
-                    put(self.model, path, _Answer(path, before[-1][1], stage.results[path], n))
+                    put(self.model, path, _Answer(path, before[-1][1], stage.results[path], self.slots.get(path, ()), n))
             return self.call(self.model, dict(zip(self.names, inputs, strict=True)))
         finally:
             for path, module in reversed(before):
@@ -174,16 +176,17 @@ class _Answer(nn.Module):
         InputError: the model reads something of the module itself, which no surrogate block would have.
     """
 
-    def __init__(self, path: str, module: nn.Module, result: Any, n: int) -> None:
+    def __init__(self, path: str, module: nn.Module, result: Any, slots: Sequence[Slot], n: int) -> None:
         super().__init__()
         self._path = path
         self._public = frozenset(name for name in (*module._modules, *module._parameters, *module._buffers, *vars(module)) if not name.startswith("_"))
         self._template = Template.of_result(result)
-        self._tensors = [value[:1].expand(n, *value.shape[1:]) if value.ndim else value for value in tensors_of(result)]
+        dims = [slot.dim for slot in slots]
+        self._tensors = [_repeated(value, dim, n) for value, dim in zip_longest(tensors_of(result), dims, fillvalue=0) if isinstance(value, Tensor)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         del args, kwargs
-        return self._template.fill(self._tensors)
+        return self._template.contain(self._tensors)
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_public", ()):
@@ -216,8 +219,14 @@ def cut(model: nn.Module, stages: Stages, samples: Samples, call: ModelCall | No
     names = tuple(samples.inputs)
     with torch.no_grad():
         example = _probe(model, call, paths, samples.rows(slice(0, 1)))
-    rest = Step("(rest)", names, ("output",), Rest(model, call, names, example))
+    rest = Step("(rest)", names, ("output",), Rest(model, call, names, example, steps))
     return CutModel(names, (*steps, rest), "output", model, call, {name: paths[name] for name in two})
+
+
+def _repeated(value: Tensor, dim: int, n: int) -> Tensor:
+    """The first sample's part of a value, for `n` samples."""
+    first = value.movedim(dim, 0)[:1] if value.ndim else value
+    return first.expand(n, *first.shape[1:]).movedim(0, dim) if value.ndim else value
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -323,15 +332,16 @@ def _check_chain(step: Step, called: StageCall) -> None:
         raise InputError(f"stage '{step.name}': its modules called one after the other give another output than in the model; make one stage of each")
 
 
-def _by_sample(where: str, two: Any, three: Any) -> dict[int, int]:
-    """Identity of each tensor that has a row for each sample -> its number; the others must not depend on the samples."""
-    numbers: dict[int, int] = {}
+def _by_sample(where: str, two: Any, three: Any) -> dict[int, Slot]:
+    """Identity of each tensor that has a row for each sample -> its place; the others must not depend on the samples."""
+    places: dict[int, Slot] = {}
     first, second = tensors_of(two), tensors_of(three)
     if len(first) != len(second):
         raise InputError(f"{where} {len(first)} tensors for 2 samples and {len(second)} for 3; cut another module")
     for one, other in zip(first, second, strict=True):
-        if one.shape[:1] == (2,) and other.shape[:1] == (3,) and one.shape[1:] == other.shape[1:]:
-            numbers.setdefault(id(one), len(numbers))
+        grown = [(dim, sizes) for dim, sizes in enumerate(zip(one.shape, other.shape, strict=False)) if sizes[0] != sizes[1]]
+        if one.ndim == other.ndim and [sizes for _, sizes in grown] == [(2, 3)]:
+            places.setdefault(id(one), Slot(len(places), grown[0][0]))
         elif one.shape != other.shape or not torch.equal(one, other):
-            raise InputError(f"{where} a tensor {tuple(one.shape)} for 2 samples and {tuple(other.shape)} for 3; the first dimension must be the samples")
-    return numbers
+            raise InputError(f"{where} a tensor {tuple(one.shape)} for 2 samples and {tuple(other.shape)} for 3; one of its dimensions must be the samples")
+    return places

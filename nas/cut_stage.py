@@ -8,7 +8,7 @@ from torch import nn
 
 from nas.errors import InputError
 from nas.graph import Step
-from nas.layout import PassOn, Restored, Template, plain_attributes, tensors_of
+from nas.layout import PassOn, Restored, Slot, Template, plain_attributes, tensors_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Chain(nn.Module):
         given = tensors_of((args, kwargs))
         result: Any = given[0]
         for part, call in zip(self.parts, self.calls, strict=True):
-            args, kwargs = call.fill([tensors_of(result)[0], *given])
+            args, kwargs = call.contain([tensors_of(result)[0], *given])
             result = part(*args, **kwargs)
         return result
 
@@ -86,7 +86,7 @@ def chain_of(model: nn.Module, called: StageCall) -> Chain:
 
 
 def _numbered(call: Any, number: Mapping[int, int]) -> Template:
-    return Template.of(call, lambda tensor: number.get(id(tensor)))
+    return Template.of(call, lambda tensor: Slot(number[id(tensor)]) if id(tensor) in number else None)
 
 
 def place(model: nn.Module, paths: Sequence[str], block: nn.Module, step: Step) -> dict[str, nn.Module]:

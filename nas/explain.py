@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from nas.amounts import amount
 from nas.errors import InputError
 from nas.findings import Findings, Found
 from nas.problem import Problem
@@ -202,7 +203,7 @@ def _bounds(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> l
         return sum(over == [name] for over in broken)
 
     rows = [Bounded("L <= eps", trial.divergence or 0.0, eps, alone("L"))]
-    return rows + [Bounded(f"{b.metric} <= {b.limit:g}", trial.costs[b.metric], b.limit, alone(b.metric)) for b in problem.bounds]
+    return rows + [Bounded(f"{b.metric} <= {amount(b.limit)}", trial.costs[b.metric], b.limit, alone(b.metric)) for b in problem.bounds]
 
 
 def _other_eps(forecast: Forecast, eps: float) -> tuple[OtherEps, ...]:

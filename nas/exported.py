@@ -56,7 +56,7 @@ class _Portal(nn.Module):
     def __init__(self, step: Step, number: int, writes: Sequence[Tensor]) -> None:
         super().__init__()
         assert step.layout is not None
-        self._name, self._arguments, self._number = step.name, step.layout.arguments, number
+        self._name, self._arguments, self._result, self._number = step.name, step.layout.arguments, step.layout.result, number
         self._writes = json.dumps([[list(value.shape[1:]), str(value.dtype).removeprefix("torch.")] for value in writes])
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -65,8 +65,9 @@ class _Portal(nn.Module):
         if spec != self._arguments.spec:
             raise NotTraceable(f"stage '{self._name}' is called with other arguments when it is exported")
         # only what varies is read: transformers makes masks explicit while a model is exported, where it hands on None else
-        reads = {own.index: value for own, value in zip(self._arguments.leaves, given, strict=True) if isinstance(own, Slot)}
-        return tuple(torch.ops.stage_nas.stage([reads[k] for k in range(len(reads))], self._number, self._writes))
+        reads = {own.index: value.movedim(own.dim, 0) for own, value in zip(self._arguments.leaves, given, strict=True) if isinstance(own, Slot)}
+        written = torch.ops.stage_nas.stage([reads[k] for k in range(len(reads))], self._number, self._writes)
+        return tuple(value.movedim(0, slot.dim) for value, slot in zip(written, self._result.slots, strict=True))
 
 
 class _Called(nn.Module):

@@ -21,7 +21,7 @@ from nas.crew import Crew
 from nas.errors import InputError, did_you_mean
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
 from nas.loggers import logger
-from nas.modelcard import write_card
+from nas.modelcard import card, write_card
 from nas.mounts import network_filesystem
 from nas.names import check_is_space, resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
@@ -312,7 +312,7 @@ def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Re
         folder = run.winner(winner.eps, several=len(winners) > 1)
         if saved.get(folder.name) != list(winner.trial.candidate) or not folder.exists():
             task.export(winner.trial.candidate, folder)
-            write_card(folder, problem, winner, run.config(), task.loading)
+            write_card(folder, card(problem, winner, run.config(), task.loading))
             saved[folder.name] = list(winner.trial.candidate)
             record.set_fact("saved", saved)
         paths[winner.eps] = str(folder)

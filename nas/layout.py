@@ -18,41 +18,52 @@ _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.me
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of the tensor with that number in a template."""
+    """The place of the tensor with that number in a template; `dim` is the dimension that counts its samples there."""
 
     index: int
+    dim: int = 0
 
 
 @dataclass(frozen=True)
 class Template:
-    """Nested containers whose leaves are slots for tensors, or constants."""
+    """Nested containers whose leaves are slots for tensors, or constants.
+
+    Outside of it tensors have their samples first; inside, where the module wants them (the states of an LSTM: second).
+    """
 
     spec: pytree.TreeSpec
     leaves: tuple[Any, ...]
 
     @classmethod
-    def of(cls, tree: Any, slot: Callable[[Tensor], int | None]) -> "Template":
-        """The template of `tree`; `slot` numbers the tensors that vary, None keeps one as a constant."""
+    def of(cls, tree: Any, slot: Callable[[Tensor], Slot | None]) -> "Template":
+        """The template of `tree`; `slot` gives the tensors that vary their places, None keeps one as a constant."""
         leaves, spec = pytree.tree_flatten(tree)
-        made: list[Any] = []
-        for leaf in leaves:
-            index = slot(leaf) if isinstance(leaf, Tensor) else None
-            made.append(leaf.detach() if isinstance(leaf, Tensor) and index is None else leaf if index is None else Slot(index))
+        made = [(slot(leaf) or leaf.detach()) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return cls(spec, tuple(made))
 
     @classmethod
     def of_result(cls, tree: Any) -> "Template":
         """A template with a slot for every tensor, in order."""
-        numbers = iter(range(len(pytree.tree_leaves(tree))))
-        return cls.of(tree, lambda _: next(numbers))
+        slots = map(Slot, range(len(pytree.tree_leaves(tree))))
+        return cls.of(tree, lambda _: next(slots))
 
     @property
     def n_slots(self) -> int:
         """How many tensors it takes."""
         return 1 + max((leaf.index for leaf in self.leaves if isinstance(leaf, Slot)), default=-1)
 
+    @property
+    def slots(self) -> list[Slot]:
+        """The places of its tensors, in the order of their numbers."""
+        return sorted({leaf.index: leaf for leaf in self.leaves if isinstance(leaf, Slot)}.values(), key=lambda slot: slot.index)
+
     def fill(self, tensors: Sequence[Tensor]) -> Any:
         """The containers with these tensors in their slots, constant tensors on the same device."""
+        dims = {slot.index: slot.dim for slot in self.slots}
+        return self.contain([tensor.movedim(0, dims.get(index, 0)) for index, tensor in enumerate(tensors)])
+
+    def contain(self, tensors: Sequence[Tensor]) -> Any:
+        """The same with tensors that have their samples where the module wants them."""
         device = tensors[0].device if tensors else None
 
         def value(leaf: Any) -> Any:
@@ -70,11 +81,11 @@ class Template:
         """
         leaves, spec = pytree.tree_flatten(tree)
         if spec == self.spec and all(isinstance(leaf, Tensor) == isinstance(own, Slot | Tensor) for leaf, own in zip(leaves, self.leaves, strict=True)):
-            found = {own.index: leaf for leaf, own in zip(leaves, self.leaves, strict=True) if isinstance(own, Slot)}
+            found = {own.index: leaf.movedim(own.dim, 0) for leaf, own in zip(leaves, self.leaves, strict=True) if isinstance(own, Slot)}
             return tuple(found[index] for index in range(self.n_slots))
         bare = tree if isinstance(tree, tuple | list) else (tree,)
         if len(bare) == self.n_slots and all(isinstance(value, Tensor) for value in bare):
-            return tuple(bare)
+            return tuple(value.movedim(slot.dim, 0) for value, slot in zip(bare, self.slots, strict=True))
         raise ContractError(f"must return {self} like the teacher, returned {Template.of_result(tree)}")
 
     def __str__(self) -> str:
@@ -92,7 +103,7 @@ class Template:
         Raises:
             InputError: a constant is no JSON value.
         """
-        leaves = [{"slot": leaf.index} if isinstance(leaf, Slot) else {"constant": leaf} for leaf in self.leaves]
+        leaves = [{"slot": leaf.index, **({"dim": leaf.dim} if leaf.dim else {})} if isinstance(leaf, Slot) else {"constant": leaf} for leaf in self.leaves]
         try:
             json.dumps(leaves)
             return {"spec": pytree.treespec_dumps(self.spec), "leaves": leaves}
@@ -109,7 +120,7 @@ class Template:
         check_form(content, {"spec": str, "leaves": [dict]}, "a result")
         _check_structure(content["spec"])
         try:
-            leaves = tuple(Slot(leaf["slot"]) if "slot" in leaf else leaf["constant"] for leaf in content["leaves"])
+            leaves = tuple(Slot(leaf["slot"], leaf.get("dim", 0)) if "slot" in leaf else leaf["constant"] for leaf in content["leaves"])
             return cls(pytree.treespec_loads(content["spec"]), leaves)
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError, RecursionError) as error:
             raise DamagedFile(f"a result cannot be rebuilt: {type(error).__name__}: {error}") from error
@@ -182,7 +193,7 @@ class Restored(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The teacher's structure with the block's tensors."""
-        return self._result.fill(tensors_of(self.block(*args, **kwargs)))
+        return self._result.contain(tensors_of(self.block(*args, **kwargs)))
 
 
 class PassOn(nn.Module):
@@ -194,7 +205,7 @@ class PassOn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The first tensor among the arguments."""
-        return self._result.fill([tensors_of((args, kwargs))[0]])
+        return self._result.contain([tensors_of((args, kwargs))[0]])
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:

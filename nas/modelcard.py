@@ -7,24 +7,48 @@ from typing import Any
 import nas
 from nas.amounts import METRICS, amount
 from nas.files import write_whole
-from nas.problem import Problem
+from nas.problem import CostTable, Problem
+from nas.space import Candidate, SearchSpace
 from nas.study import Winner
+from nas.trial import Trial
 
 NAME = "README.md"
+
+
+STORY = "stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them."
 
 
 def card(problem: Problem, winner: Winner, config: Mapping[str, Mapping[str, Any]], loading: str = "") -> str:
     """The card of a winner as Markdown, with a model hub's front matter; `loading` are the Python lines that load it."""
     trial = winner.trial
     assert trial is not None
-    teacher, chosen = problem.costs.of(problem.space.teacher), problem.space.decode(trial.candidate)
-    rows = [f"| {METRICS.get(m, m)} | {amount(teacher[m])} | {amount(cost)} | {_share(cost, teacher[m])} |" for m, cost in trial.costs.items()]
+    chosen = problem.space.decode(trial.candidate)
     heldout = "not measured" if winner.heldout is None or winner.heldout.divergence is None else f"{winner.heldout.divergence:.3g}"
-    divergence = "unknown" if trial.divergence is None else f"{trial.divergence:.3g} ± {trial.stderr:.1g} on {trial.n_samples} samples"
     title = f"{problem.space.name}: the smallest network found within eps {winner.eps:g} of its teacher"
-    story = "stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them."
-    rows += [f"| L, divergence from the teacher | 0 | {divergence} | bound {winner.eps:g} |", f"| L on held-out samples | 0 | {heldout} | |"]
-    return _text(title, story, rows, chosen, config, loading)
+    rows = [
+        *_cost_rows(problem.costs.of(problem.space.teacher), trial.costs),
+        f"| L, divergence from the teacher | 0 | {_divergence(trial)} | bound {winner.eps:g} |", f"| L on held-out samples | 0 | {heldout} | |",
+    ]  # fmt: skip
+    return _text(title, STORY, rows, chosen, config, loading)
+
+
+def candidate_card(
+    space: SearchSpace, costs: CostTable, candidate: Candidate, trial: Trial | None, config: Mapping[str, Mapping[str, Any]], loading: str = ""
+) -> str:
+    """The card of a network of a run's space that was named, the teacher itself included; `trial` is its trial, if the run measured it."""
+    replaced = candidate != space.teacher
+    title = f"{space.name}: {'a network that was named' if replaced else 'the teacher, nothing replaced'}"
+    divergence = ("not measured" if trial is None else _divergence(trial)) if replaced else "0"
+    rows = [*_cost_rows(costs.of(space.teacher), costs.of(candidate)), f"| L, divergence from the teacher | 0 | {divergence} | |"]
+    return _text(title, STORY if replaced else "the teacher of a search, as it was.", rows, space.decode(candidate), config, loading)
+
+
+def _cost_rows(teacher: Mapping[str, float], chosen: Mapping[str, float]) -> list[str]:
+    return [f"| {METRICS.get(m, m)} | {amount(teacher[m])} | {amount(cost)} | {_share(cost, teacher[m])} |" for m, cost in chosen.items()]
+
+
+def _divergence(trial: Trial) -> str:
+    return "unknown" if trial.divergence is None else f"{trial.divergence:.3g} ± {trial.stderr:.1g} on {trial.n_samples} samples"
 
 
 def cascade_card(result: Mapping[str, Any], config: Mapping[str, Mapping[str, Any]], loading: str = "") -> str:
@@ -35,8 +59,8 @@ def cascade_card(result: Mapping[str, Any], config: Mapping[str, Mapping[str, An
         "stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them, then fitted again in order, each on what "
         "the blocks before it really hand on (`nas cascade`)."
     )
-    rows = [f"| {METRICS.get(m, m)} | {amount(cost)} | {amount(result[m])} | {_share(result[m], cost)} |" for m, cost in result["teacher"].items()]
-    rows += [
+    rows = [
+        *_cost_rows(result["teacher"], {metric: result[metric] for metric in result["teacher"]}),
         f"| L, divergence from the teacher | 0 | {result['divergence']:.3g} ± {result['stderr']:.1g} on {result['n_samples']} samples | bound {eps:g} |",
         f"| L before recalibration | 0 | {before} | |",
         f"| L on held-out samples | 0 | {result['heldout_divergence']:.3g} | |",
@@ -58,9 +82,9 @@ def _text(title: str, story: str, rows: Sequence[str], chosen: Mapping[str, str]
     return "\n".join(lines)
 
 
-def write_card(folder: Path, problem: Problem, winner: Winner, config: Mapping[str, Mapping[str, Any]], loading: str = "") -> None:
-    """Writes the card into an exported model's folder; see `card`."""
-    write_whole(folder / NAME, card(problem, winner, config, loading).encode())
+def write_card(folder: Path, text: str) -> None:
+    """Writes a card into an exported model's folder."""
+    write_whole(folder / NAME, text.encode())
 
 
 def _share(cost: float, teacher: float) -> str:

@@ -62,7 +62,7 @@ OPTIMIZERS: "Registry[OptimizerFactory]" = Registry(
         "additive": "every swap alone, then the exact minimum of the additive model, repaired by what it missed",
         "evolution": "regularised evolution with constraint dominance",
         "local": "hill climbing from the incumbent, one swap, then two",
-        "optuna": "optuna:NAME, a sampler of Optuna",
+        "optuna": "optuna:NAME, any sampler of optuna.samplers that needs no arguments, such as optuna:QMCSampler; or optuna:nsga3",
         "optuna:gp": "Optuna's Gaussian process",
         "optuna:nsga2": "Optuna's NSGA-II",
         "optuna:random": "Optuna's random sampler",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nas.amounts import AMOUNT, scaled
+from nas.amounts import AMOUNT, at_least, scaled
 from nas.errors import InputError, did_you_mean
 from nas.space import SearchSpace
 
@@ -87,8 +87,8 @@ class Bound:
         except ValueError:
             raise InputError(f"bound '{text}': '{number}' is not a number") from None
         least = costs.reach(metric)[0]
-        if limit < least:
-            raise InputError(f"bound '{text}' cannot hold: the least {metric} of any candidate is {least:.6g}; give at least that")
+        if limit < least * (1 - 1e-12):
+            raise InputError(f"bound '{text}' cannot hold: the least {metric} of any candidate is {at_least(least, teacher)}; give at least that")
         return cls(metric, limit)
 
 

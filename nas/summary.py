@@ -1,6 +1,6 @@
 """What a run came to, as `nas search --json` prints it; of an unfinished run, what is known so far."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +16,7 @@ CASCADE = "cascade.json"
 _COST = int | float
 _CASCADE: Form = {
     "eps": _COST, "candidate": {str: str}, "divergence": _COST, "stderr?": _COST, "n_samples?": int, "divergence_before": _COST | None,
-    "heldout_divergence": _COST, "spent?": {str: _COST},
+    "heldout_divergence": _COST, "trials?": int | None, "spent?": {str: _COST},
 }  # fmt: skip
 
 
@@ -28,14 +28,24 @@ def cascades(folder: Path, teacher: Mapping[str, float]) -> list[dict[str, Any]]
     """
     found = []
     for file in folder.glob(f"cascade-eps*/{CASCADE}"):
-        try:
-            row = read_json(file, {**_CASCADE, **dict.fromkeys(teacher, _COST)})
-        except DamagedFile as error:
-            raise DamagedFile(f"{error}; move the folder {file.parent.name} away, or give `nas cascade` again") from error
+        row = read_cascade(file.parent, teacher)
         kept = {key: row[key] for key in ("eps", "candidate", *teacher, "divergence_before", "divergence", "heldout_divergence")}
         measured = {"stderr": row.get("stderr", 0.0), "n_samples": row.get("n_samples", 0), "spent": row.get("spent", {})}
         found.append({**kept, **measured, "feasible": True, "recalibrated": True, "path": str(file.parent)})
     return sorted(found, key=lambda row: row["eps"])
+
+
+def read_cascade(folder: Path, metrics: Iterable[str] = ()) -> dict[str, Any]:
+    """What `nas cascade` wrote into a folder of its own, which has these costs.
+
+    Raises:
+        DamagedFile: it cannot be read, or is something else.
+    """
+    try:
+        row: dict[str, Any] = read_json(folder / CASCADE, {**_CASCADE, **dict.fromkeys(metrics, _COST)})
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; move the folder {folder.name} away, or give `nas cascade` again") from error
+    return row
 
 
 def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:

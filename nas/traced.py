@@ -200,6 +200,8 @@ class _Units:
             if isinstance(leaf, Slot):
                 if not isinstance(source, fx.Node) or len(self._names(source)) != 1:
                     raise NotTraceable(f"stage '{name}' reads a value that is computed outside of the traced code")
+                if leaf.dim:
+                    raise NotTraceable(f"stage '{name}' reads a tensor whose samples are not its first dimension")
                 reads[leaf.index] = self._names(source)[0]
         return replace(step, reads=tuple(reads[k] for k in range(len(reads))))
 

@@ -131,11 +131,17 @@ class CascadeSearch:
         return self._cascade.run(chosen, self._progress)
 
     def export(
-        self, found: Recalibrated, eps: float, tried: Sequence[Recalibrated], folder: Path, config: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        found: Recalibrated,
+        eps: float,
+        tried: Sequence[Recalibrated],
+        folder: Path,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
+        trials: int | None = None,
     ) -> dict[str, Any]:
         """Writes the recalibrated candidate as a model, with `cascade.json`, whose content it returns, and a card beside it.
 
-        `config` is that of the run it goes on from, for the card.
+        `config` is that of the run it goes on from, for the card; `trials` as they were asked for.
         """
         blocks, stages = self.blocks(found.candidate), self._network.stages
         chosen: dict[str, tuple[Choice, nn.Module]] = {
@@ -144,7 +150,7 @@ class CascadeSearch:
         network = self._network
         content = {
             "space": network.name, "teacher": self._teacher, **self._row(found), "eps": eps, "path": str(folder), "tried": [self._row(row) for row in tried],
-            "spent": asdict(self.spent),
+            "trials": trials, "spent": asdict(self.spent),
         }  # fmt: skip
         network.write_model(chosen, folder, {CASCADE: json.dumps(content, indent=1) + "\n", CARD: cascade_card(content, config or {}, network.loading)})
         return content

@@ -28,7 +28,7 @@ class SyntheticSpace:
 
     def __init__(self, name: str, landscape: Landscape, costs: CostTable, calibration_errors: Floats | None, settings: dict[str, object]) -> None:
         self._name = name
-        self._landscape = landscape
+        self.landscape = landscape
         self._costs = costs
         self._calibration_errors = calibration_errors
         self._settings = settings
@@ -36,7 +36,7 @@ class SyntheticSpace:
     @cached_property
     def space(self) -> SearchSpace:
         """Stages and choices."""
-        return SearchSpace.of_sizes(self._name, [size for group in self._landscape.groups for size in group])
+        return SearchSpace.of_sizes(self._name, [size for group in self.landscape.groups for size in group])
 
     def fingerprint(self) -> dict[str, str]:
         """The settings."""
@@ -49,7 +49,7 @@ class SyntheticSpace:
     def prepare(self, progress: Progress) -> Task:
         """The landscape as a task; there is nothing to wait for."""
         del progress
-        return Task(self.space, self._costs, SyntheticEvaluator(self._landscape), self._calibration_errors)
+        return Task(self.space, self._costs, SyntheticEvaluator(self.landscape), self._calibration_errors)
 
 
 @final
@@ -57,12 +57,12 @@ class SyntheticEvaluator:
     """Computes divergences from the landscape's formula."""
 
     def __init__(self, landscape: Landscape) -> None:
-        self._landscape = landscape
+        self.landscape = landscape
 
     def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Measurement]:
         """One exact measurement a candidate."""
         del eps
-        return [Measurement(float(value), n_samples=1) for value in self._landscape.divergence(candidates)] if candidates else []
+        return [Measurement(float(value), n_samples=1) for value in self.landscape.divergence(candidates)] if candidates else []
 
     def optimum(self, problem: Problem, eps: float) -> Candidate | None:
         """The cheapest allowed candidate within eps, None when there is none.
@@ -71,10 +71,10 @@ class SyntheticEvaluator:
             InputError: bounds or rules on a space that is too large to be listed.
         """
         if not problem.bounds and not problem.space.rules:
-            return self._landscape.optimum(problem.costs.by_choice[problem.objective], eps)
-        if len(self._landscape.terms) > 1:
+            return self.landscape.optimum(problem.costs.by_choice[problem.objective], eps)
+        if len(self.landscape.terms) > 1:
             raise InputError(f"the optimum under bounds or rules is known up to {ONE_GROUP} candidates; '{problem.space.name}' is larger")
-        divergence = self._landscape.of_x(self._landscape.terms[0])
+        divergence = self.landscape.of_x(self.landscape.terms[0])
         divergence[0] = 0.0
         return enumerated_optimum(problem, divergence, eps)
 

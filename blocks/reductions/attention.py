@@ -32,6 +32,8 @@ class FewerHeads(Reduction):
         keep = max(1, round(self.fraction * attention.heads))
         if keep == attention.heads:
             raise DoesNotFit(f"{self.name} needs at least two heads, found {attention.heads}")
+        if attention.fused is not None:
+            return _narrow_fused(attention, attention.fused, keep)
         if attention.projections is None:
             module: nn.Module = SlimAttention.of(attention)
             parts: Attention = next(find_attention(module))
@@ -53,7 +55,25 @@ class FewerHeads(Reduction):
         return module
 
 
-_NORM_BEFORE = (("attn1", "norm1"), ("attn2", "norm2"), ("attention", "layernorm_before"), ("self_attn", "layer_norm1"), ("self_attn", "input_layernorm"))
+def _narrow_fused(attention: Attention, fused: nn.Linear, keep: int) -> nn.Module:
+    """The attention with fewer heads, query, key and value side by side in one layer; in place."""
+    module: Any = attention.module
+    width = attention.out.in_features
+    kept = _strongest_heads(attention.out.weight.detach(), attention.heads, keep)
+    take_outputs(fused, torch.cat([kept + k * width for k in range(3)]))
+    take_inputs(attention.out, kept)
+    module.num_heads, module.split_size = keep, len(kept)
+    return attention.module
+
+
+_NORM_BEFORE = (
+    ("attn", "ln_1"),
+    ("attn1", "norm1"),
+    ("attn2", "norm2"),
+    ("attention", "layernorm_before"),
+    ("self_attn", "layer_norm1"),
+    ("self_attn", "input_layernorm"),
+)
 """Attention and the normalisation that only it reads, by their names in a layer of diffusers and transformers."""
 
 
@@ -198,6 +218,8 @@ def _check_plain(attention: Attention) -> None:
         extra.append("batch_first=False")
     if getattr(module, "residual_connection", False) or getattr(module, "rescale_output_factor", 1.0) != 1.0:
         extra.append("a residual of its own")
+    if attention.fused is not None:
+        extra.append("one layer for query, key and value")
     if extra:
         raise DoesNotFit(f"slim attention needs plain projections, found {', '.join(extra)}")
 

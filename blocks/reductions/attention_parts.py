@@ -17,11 +17,12 @@ class Attention:
     Attributes:
         name: qualified name inside the block; empty when it is the block.
         module: the attention.
-        projections: query, key and value; None for torch's, which keeps them in one parameter.
+        projections: query, key and value; None for torch's, which keeps them in one parameter, and for those with a `fused` layer.
         out: the projection of the heads' outputs; of BERT's kind it stands outside the module.
         heads: how many.
         inside: whether `out` belongs to the module.
         returns_tensor: whether the module returns the bare tensor; else `(tensor, weights or None)`.
+        fused: one layer that writes query, key and value side by side, as GPT-2 has it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Attention:
     heads: int
     inside: bool = True
     returns_tensor: bool = False
+    fused: nn.Linear | None = None
 
     @property
     def heads_attribute(self) -> str:
@@ -40,7 +42,17 @@ class Attention:
 
 def is_attention(module: nn.Module) -> bool:
     """Whether the module holds query, key and value projections."""
-    return isinstance(module, nn.MultiheadAttention) or any(all(isinstance(getattr(module, n, None), nn.Linear) for n in names) for names in _NAMES)
+    return (
+        isinstance(module, nn.MultiheadAttention)
+        or _is_fused(module)
+        or any(all(isinstance(getattr(module, n, None), nn.Linear) for n in names) for names in _NAMES)
+    )
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Whether it has GPT-2's two layers; its cross-attention, whose first layer writes key and value only, is another thing."""
+    fused, out = getattr(module, "c_attn", None), getattr(module, "c_proj", None)
+    return isinstance(fused, nn.Linear) and isinstance(out, nn.Linear) and fused.out_features == 3 * out.in_features and hasattr(module, "num_heads")
 
 
 def find_attention(root: nn.Module) -> Iterator[Attention]:
@@ -49,6 +61,9 @@ def find_attention(root: nn.Module) -> Iterator[Attention]:
     for name, module in modules.items():
         if isinstance(module, nn.MultiheadAttention):
             yield Attention(name, module, None, module.out_proj, module.num_heads)
+        elif _is_fused(module):
+            layers: Any = module
+            yield Attention(name, module, None, layers.c_proj, layers.num_heads, fused=layers.c_attn)
         elif is_attention(module):
             parent = modules.get(name.rpartition(".")[0]) if name else None
             found = _known(name, module, parent)

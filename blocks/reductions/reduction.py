@@ -34,12 +34,26 @@ def check_fraction(recipe: Reduction, fraction: float) -> None:
 
 
 def copied(teacher: nn.Module) -> nn.Module:
-    """A trainable copy of the teacher's block."""
-    twin = copy.deepcopy(teacher).requires_grad_(True)
-    for module in twin.modules():
+    """A trainable copy of the teacher's block; transformers' Conv1D, a linear layer with its weight transposed, becomes one of torch's."""
+    twin = _linear(copy.deepcopy(teacher)).requires_grad_(True)
+    for name, module in list(twin.named_modules()):
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # its fused path would ask replaced layers for weights they lack
+        if _linear(module) is not module:
+            put(twin, name, _linear(module).requires_grad_(True))
     return twin
+
+
+def _linear(module: nn.Module) -> nn.Module:
+    """The linear layer that a Conv1D of transformers is; any other module itself."""
+    if (type(module).__module__, type(module).__name__) != ("transformers.pytorch_utils", "Conv1D"):
+        return module
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, torch.Tensor)
+    assert isinstance(bias, torch.Tensor)
+    layer = nn.Linear(weight.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)
+    layer.weight, layer.bias = nn.Parameter(weight.detach().T.clone()), nn.Parameter(bias.detach().clone())
+    return layer
 
 
 def replaced(recipe: Reduction, teacher: nn.Module, make: Callable[[nn.Module], nn.Module | None], needs: str) -> nn.Module:

@@ -26,6 +26,7 @@ from nas.cli import (
     super_resolution,
     super_resolution_training,
     tocsr,
+    version,
 )
 from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
@@ -65,13 +66,14 @@ app.command("doctor")(doctor.doctor)
 app.command("compare")(arena.compare)
 app.command("tabulate")(arena.tabulate)
 app.command("optimizers")(arena.optimizers)
+app.command("version")(version.version)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import version as installed
 
-        typer.echo(f"stage-nas {version('stage-nas')}")
+        typer.echo(f"stage-nas {installed('stage-nas')}")
         raise typer.Exit
 
 

@@ -8,15 +8,10 @@ from rich.table import Table
 
 from nas.cli import options
 from nas.cli.console import out, print_json
+from nas.cli.listing import Listing
 from nas.errors import InputError
 
-blocks = typer.Typer(help="List recipes of surrogate blocks, or show one.", invoke_without_command=True, rich_markup_mode=None)
-
-
-@blocks.callback()
-def _blocks(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_blocks()
+blocks = typer.Typer(cls=Listing, help="List recipes of surrogate blocks, or show one: `nas blocks low_rank`.", rich_markup_mode=None)
 
 
 @blocks.command("list")
@@ -48,7 +43,10 @@ def show_block(name: Annotated[str, typer.Argument(help="A name that `nas blocks
         return
     for key, value in shown.items():
         text = ", ".join(f"{option}={default}" for option, default in value.items()) if isinstance(value, dict) else value
-        out.print(f"{key}: {text or 'none'}", soft_wrap=True)
+        out.print(f"{key}: {text or 'none'}", soft_wrap=True, markup=False)
+    module, _, class_name = shown["class"].rpartition(".")
+    given = ", ".join(str(default) for default in defaults.values() if default is not None)
+    out.print(f"use: from {module} import {class_name}; {class_name}({given or '...' * bool(defaults)})", soft_wrap=True, markup=False)
 
 
 def _names() -> list[str]:

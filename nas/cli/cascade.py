@@ -10,7 +10,7 @@ from rich.table import Table
 from nas.amounts import amount
 from nas.cli import options
 from nas.cli.console import SearchView, Terminal, out, print_json, print_legend
-from nas.errors import InputError, NasError, NothingFeasible
+from nas.errors import DamagedFile, InputError, NasError, NothingFeasible
 
 
 def cascade(
@@ -20,18 +20,29 @@ def cascade(
     threads: options.Threads = None,
     trust: Annotated[bool, typer.Option("--trust", help="Run the Python file that the run names as its space.")] = False,
     json: options.Json = False,
+    new: Annotated[bool, typer.Option("--new", help="Compute again what the run holds for this eps and --trials.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Go on from a run: recalibrate cheaper candidates block by block, each on its real inputs, until one is within the same eps; save it."""
+    """Go on from a run: recalibrate cheaper candidates block by block, each on its real inputs, until one is within the same eps; save it.
+
+    The same command prints what it found before.
+    """
     from nas.files import check_writable
     from nas.record import RunDirectory
 
     directory = RunDirectory.open(run)
     config = directory.config()
-    chosen, origin = _eps(config["search"]["eps"], eps), dict(config["space"])
+    origin, known = dict(config["space"]), config["search"]["eps"]
+    chosen, terminal = _chosen(known, eps), Terminal(quiet)
+    open_choice = known if eps is None and len(known) > 1 else []
+    folder = directory.path / f"cascade-eps{chosen:g}"
+    kept = None if new or open_choice else _kept(folder, trials)
+    if kept is not None:
+        terminal.note("found before; --new computes it again, more --trials look further")
+        _print(kept, json)
+        return
+    _check_said(run, open_choice, origin["name"] if ".py" in origin["name"] and not trust else None)
     check_writable(directory.path, "the result is saved there")
-    if ".py" in origin["name"] and not trust:  # the run may come from somebody else
-        raise InputError(f"run '{run}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
     options.set_threads(threads)
     from nas.names import resolve_space
     from nas.spaces.cascade import CascadeSearch
@@ -40,19 +51,39 @@ def cascade(
     space = resolve_space(origin.pop("name"), **origin)
     if not isinstance(space, NetworkSpace):
         raise InputError(f"run '{run}' searched '{config['space']['name']}', which has no blocks to recalibrate")
-    terminal = Terminal(quiet)
     search = CascadeSearch(space, terminal)
     asked = {"minimize": config["search"].get("minimize"), "where": tuple(config["search"].get("where") or ()), "seed": config["search"].get("seed", 0)}
     with SearchView(trials, quiet) as view:
         tried, found = search.smaller(chosen, trials=trials, on_trial=view.update, **asked)
     if found is None:
         raise NothingFeasible(f"none of {len(tried)} candidates is within eps {chosen:g} after recalibration; give more --trials")
-    result = search.export(found, chosen, tried, directory.path / f"cascade-eps{chosen:g}", config)
+    result = search.export(found, chosen, tried, folder, config, trials)
     _report(directory.path, terminal)
+    _print(result, json)
+
+
+def _print(result: dict[str, Any], json: bool) -> None:
     if json:
         print_json(result)
     else:
         _show(result, list(result["teacher"]))
+
+
+def _kept(folder: Path, trials: int) -> dict[str, Any] | None:
+    """The result that stands there, if it was asked for with as many trials and its model is whole."""
+    from nas.files import check_form, damage
+    from nas.summary import read_cascade
+
+    number = int | float
+    row = dict.fromkeys(("divergence_before", "divergence", "heldout_divergence"), number | None)
+    try:
+        result = read_cascade(folder)
+        teacher = check_form(result.get("teacher"), {str: number}, "teacher")
+        check_form(result.get("tried"), [{**row, **dict.fromkeys(teacher, number)}], "tried")
+        check_form(result.get("spent"), dict.fromkeys(("n_trials", "n_measured", "n_recalibrated", "seconds"), number), "spent")
+    except DamagedFile:
+        return None
+    return {**result, "path": str(folder)} if result.get("trials") == trials and not damage(folder) else None
 
 
 def _report(run: Path, terminal: Terminal) -> None:
@@ -65,12 +96,20 @@ def _report(run: Path, terminal: Terminal) -> None:
         terminal.note(f"no report: {error}")
 
 
-def _eps(known: list[float], asked: float | None) -> float:
-    if asked is None and len(known) > 1:
-        raise InputError(f"the run has several eps; choose one with --eps: {', '.join(f'{e:g}' for e in known)}")
+def _chosen(known: list[float], asked: float | None) -> float:
+    """The eps that is asked for, which the run must have; else the run's first."""
     if asked is not None and asked not in known:
         raise InputError(f"the run has no eps {asked:g}; it has: {', '.join(f'{e:g}' for e in known)}")
     return known[0] if asked is None else asked
+
+
+def _check_said(run: Path, choice: list[float], untrusted: str | None) -> None:
+    """Asks at once for all that must be said: which eps, if there is a choice, and the trust in the file of the run's space."""
+    lacking = [f"has several eps, {', '.join(f'{e:g}' for e in choice)}; choose one with --eps"] if choice else []
+    if untrusted is not None:  # the run may come from somebody else
+        lacking.append(f"names the Python file of its space, '{untrusted}'; give --trust to run that file")
+    if lacking:
+        raise InputError(f"run '{run}' {', and '.join(lacking)}")
 
 
 def _show(result: dict[str, Any], metrics: list[str]) -> None:

@@ -14,7 +14,7 @@ from nas.cli.console import err, out, print_json
 from nas.errors import InputError
 
 if TYPE_CHECKING:
-    from nas.explain import Explanation, Neighbour
+    from nas.explain import Bounded, Explanation, Neighbour
     from nas.report.interactions import Cell, HeatMap
 
 SHOWN = 12
@@ -26,7 +26,7 @@ def explain(
     eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Explain a run's winners: neighbours, what binds, other eps, what each stage trades, which new block would pay.
+    """Explain a run's winners: neighbours, what holds them back, other eps, what each stage trades, which new block would pay.
 
     Works on what the run recorded: what was measured is marked so, the rest is predicted by a model fitted to its trials.
     """
@@ -54,9 +54,7 @@ def _print(e: "Explanation") -> None:
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in e.candidate.items() if c != "teacher") or "nothing"), markup=False)
     out.print()
     for bound in e.bounds:
-        slack = f"{100 * bound.value / bound.limit:.0f} % of it is used" if bound.limit else "no room"
-        verdict = f"binds: it alone keeps out {bound.keeps_out} cheaper networks one swap away" if bound.binds else "does not bind"
-        out.print(f"{bound.bound}: {verdict} ({slack})", markup=False)
+        out.print(_held_back(bound), markup=False)
     _print_other_eps(e)
     _print_new_block(e)
     out.print()
@@ -65,13 +63,23 @@ def _print(e: "Explanation") -> None:
     _print_additivity(e)
 
 
+def _held_back(bound: "Bounded") -> str:
+    """Whether a bound holds the winner back, and where the winner stands."""
+    share = f", {100 * bound.value / bound.limit:.0f} % of it" if bound.limit else ""
+    stands = f"{bound.bound} (the winner has {amount(bound.value)}{share})"
+    if not bound.binds:
+        return f"not held back by {stands}"
+    kept = "1 cheaper network one swap away breaks" if bound.keeps_out == 1 else f"{bound.keeps_out} cheaper networks one swap away break"
+    return f"held back by {stands}: {kept} only this"
+
+
 def _print_other_eps(e: "Explanation") -> None:
     for other in e.other_eps:
         if other.eps != e.eps:
             change = 100 * (other.middle / e.cost - 1) if e.cost else 0.0
             spread = f"90 % interval {amount(other.low)} to {amount(other.high)}"
             less = "less" if other.eps < e.eps else "more"
-            out.print(f"with 10 % {less} eps ({other.eps:.3g}): about {amount(other.middle)} {e.objective} ({change:+.1f} %), {spread}")
+            out.print(f"with 10 % {less} eps ({other.eps:.3g}): cheapest network about {amount(other.middle)} {e.objective} ({change:+.1f} %), {spread}")
 
 
 def _print_new_block(e: "Explanation") -> None:
@@ -79,7 +87,7 @@ def _print_new_block(e: "Explanation") -> None:
         return
     best = e.new_blocks[0]
     saves = max(best.half_cost_saves, best.half_error_saves or 0.0)
-    how = "half as costly at the same L" if best.half_cost_saves >= (best.half_error_saves or 0.0) else "half as divergent at the same cost"
+    how = "half as costly and as close" if best.half_cost_saves >= (best.half_error_saves or 0.0) else "that costs the same and adds half as much to L"
     out.print(f"a new block would pay most at {best.stage}: one {how} saves about {amount(saves)} {e.objective}", markup=False)
 
 
@@ -97,17 +105,22 @@ def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None
 
 def _print_stages(e: "Explanation") -> None:
     """The stages in the network's order."""
-    out.print(f"what each stage trades; a new block would save so many {e.objective} with half the cost, or with half the stage's part of L")
-    table = Table("stage", "block", "best cheaper swap", "saves per 0.001 L", "part of L", "new: half cost", "new: half L", box=SIMPLE_HEAD)
+    out.print(f"stage by stage: what its block adds to L, its best cheaper swap, and what a new block would save ({e.objective})")
+    table = Table("stage", "block", "adds to L", "best cheaper swap", "saves per 0.001 L", "new, half cost", "new, half harm", box=SIMPLE_HEAD)
     blocks = {block.stage: block for block in e.new_blocks}
     for price in e.prices:
         block = blocks[price.stage]
         rate = "-" if price.cheaper is None else "free" if price.saved_per_divergence is None else amount(1e-3 * price.saved_per_divergence)
         part = "-" if block.part_of_divergence is None else f"{'' if block.part_measured else '~'}{block.part_of_divergence:.2g}"
         gained = "-" if block.half_error_saves is None else amount(block.half_error_saves)
-        table.add_row(block.stage, block.choice, price.cheaper or "-", rate, part, amount(block.half_cost_saves), gained)
+        table.add_row(block.stage, block.choice, part, price.cheaper or "-", rate, amount(block.half_cost_saves), gained)
     out.print(table)
-    err.print(Text("part of L: what L falls by when the teacher's block comes back (- it is the teacher's, ~ predicted)", style="dim"))
+    err.print(
+        Text(
+            "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted); half harm: a block that adds half as much",
+            style="dim",
+        )
+    )
 
 
 def _heat_table(heat: "HeatMap") -> Table:

@@ -1,6 +1,7 @@
 """`nas spaces`, `nas calibrate`, `nas measure`: a space, its blocks, and single candidates."""
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -10,15 +11,10 @@ from rich.table import Table
 from nas.amounts import METRICS, amount
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json, print_legend, print_names
+from nas.cli.listing import Listing
 from nas.errors import InputError
 
-spaces = typer.Typer(help="List spaces, or show one.", invoke_without_command=True, rich_markup_mode=None)
-
-
-@spaces.callback()
-def _spaces(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_spaces()
+spaces = typer.Typer(cls=Listing, help="List spaces, or show one: `nas spaces synthetic:3`.", rich_markup_mode=None)
 
 
 @spaces.command("list")
@@ -28,7 +24,7 @@ def list_spaces(json: options.Json = False) -> None:
 
     print_names(SPACES, json)
     if not json:
-        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces show NAME` lists its blocks", markup=False)
+        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces NAME` lists its blocks", markup=False)
 
 
 @spaces.command("show")
@@ -58,9 +54,8 @@ def show_space(
     else:
         out.print(space_table(table))
         print_size(table)
-        for stage, reasons in left_out.items():
-            for choice, reason in reasons.items():
-                out.print(f"left out: {stage}/{choice}: {reason}", markup=False, soft_wrap=True)
+        for line in left_out_lines(left_out):
+            out.print(line, markup=False, soft_wrap=True)
         for note in costs.notes:
             err.print(note, markup=False)
         print_legend(block_names=getattr(space, "legend", ""))
@@ -77,6 +72,15 @@ def _show_full_size(name: str, scale: str, library: str, json: bool) -> None:
     else:
         out.print(space_table(table))
         print_size(table)
+
+
+def left_out_lines(left_out: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What does not fit where and why; the stages where one recipe has one reason share a line."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    for stage, reasons in left_out.items():
+        for named in reasons.items():
+            stages.setdefault(named, []).append(stage)
+    return [f"left out: {choice} at {', '.join(names)}: {reason.removeprefix(f'{choice} ')}" for (choice, reason), names in sorted(stages.items())]
 
 
 def print_size(table: dict[str, Any]) -> None:

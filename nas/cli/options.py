@@ -56,6 +56,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, al
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for every trial: cost, divergence, what was expected.")]
 Log = Annotated[list[str] | None, typer.Option("--log", help="Log to tensorboard, wandb or mlflow too; several allowed.")]
+Steps = Annotated[int, typer.Option("--steps", help="Optimizer steps.")]
+Batch = Annotated[int, typer.Option("--batch", help="Samples of one forward pass.")]
+Accumulate = Annotated[int, typer.Option("--accumulate", help="Forward passes of a step; several GPUs (`accelerate launch`) share them.")]
+Rate = Annotated[float, typer.Option("--rate", help="Learning rate.")]
+Precision = Annotated[str, typer.Option("--precision", help="What forward passes are computed in: fp32, bf16 or fp16.")]
+TrainingSeed = Annotated[int, typer.Option("--seed", help="Decides batches and noise.")]
 Run = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
 
 

@@ -90,13 +90,21 @@ def export(
 
 def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: bool) -> None:
     from nas.cli.console import Terminal
+    from nas.modelcard import candidate_card, write_card
     from nas.names import resolve_space
 
-    origin = directory.config()["space"]
+    config = directory.config()
+    origin = dict(config["space"])
     if ".py" in origin["name"] and not trust:  # the run may come from somebody else
         raise InputError(f"run '{directory.path}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
     options.set_threads(None)
     task = resolve_space(origin.pop("name"), **origin).prepare(Terminal())
     if task.export is None:
         raise InputError(f"space '{task.space.name}' has no models to export")
-    task.export(task.space.parse(text), to)
+    candidate = task.space.parse(text)
+    with directory.record(read_only=True) as record:
+        recorded = [[choice["name"] for choice in stage["choices"]] for stage in (record.fact("table") or {"stages": []})["stages"]]
+        known = record.trials() if recorded == [[choice.name for choice in stage.choices] for stage in task.space.stages] else []
+    trial = next((trial for trial in known if trial.candidate == candidate), None)
+    task.export(candidate, to)
+    write_card(to, candidate_card(task.space, task.costs, candidate, trial, config, task.loading))

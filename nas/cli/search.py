@@ -78,11 +78,19 @@ def search(
         print_result(summary, result.table)
     if not any(winner["feasible"] for winner in summary["winners"]):
         failed = failures(result.study.trials)
-        hopeless = "none is likely to be: keep the teacher, or raise --eps"
-        advice = failed or ("try more --trials or a larger --eps" if summary["stopped"] == "trials" else hopeless)
         shown = "" if failed else "no measured candidate is within eps, the least divergent one is shown; "
-        err.print(f"nothing feasible: {shown}{advice}", markup=False)
+        err.print(f"nothing feasible: {shown}{failed or _advice(eps, bool(where), summary['stopped'])}", markup=False)
         raise typer.Exit(3)
+
+
+def _advice(eps: "Sequence[float]", bounded: bool, stopped: str) -> str:
+    """What to do when no candidate is within any eps."""
+    if max(eps) == 0:
+        return "at eps 0 only a network passes that answers exactly as its teacher does; give an eps above 0"
+    relax = "a larger --eps" + " or weaker --where" * bounded
+    if stopped == "trials":
+        return f"try more --trials or {relax}"
+    return f"none is likely to be: {'' if bounded else 'keep the teacher, or '}try {relax}"
 
 
 def failures(trials: "Sequence[Trial]") -> str:

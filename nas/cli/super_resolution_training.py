@@ -18,12 +18,6 @@ Longest = Annotated[int, typer.Option("--longest", help="Photographs are halved 
 Crops = Annotated[int, typer.Option("--crops", help="How many training pairs.")]
 Size = Annotated[int, typer.Option("--size", help="Side of a crop in pixels.")]
 Degradation = Annotated[str, typer.Option("--degradation", help="bicubic or realesrgan.")]
-Steps = Annotated[int, typer.Option("--steps", help="Optimizer steps.")]
-Batch = Annotated[int, typer.Option("--batch", help="Crops of one forward pass.")]
-Accumulate = Annotated[int, typer.Option("--accumulate", help="Forward passes of a step.")]
-Rate = Annotated[float, typer.Option("--rate", help="Learning rate.")]
-Precision = Annotated[str, typer.Option("--precision", help="What forward passes are computed in: fp32, bf16 or fp16.")]
-Seed = Annotated[int, typer.Option("--seed", help="Decides batches and noise.")]
 To = Annotated[Path, typer.Argument(metavar="OUT", help="Pipeline folder to write; checkpoints lie beside it.")]
 
 
@@ -40,12 +34,12 @@ def adapt(
     target: Annotated[str, typer.Option("--target", help="What is diffused: latent (the paper) or residual on the LR latent.")] = "residual",
     prediction: Annotated[str | None, typer.Option("--prediction", help="Read the network as epsilon or v_prediction; by default as it is.")] = None,
     weighting: Annotated[str, typer.Option("--weighting", help="Of the loss: eps (Eq. 21) or v (Eq. 21 divided by abar).")] = "v",
-    steps: Steps = 8000,
-    batch: Batch = 8,
-    accumulate: Accumulate = 1,
-    rate: Rate = 1e-3,
-    precision: Precision = "fp32",
-    seed: Seed = 0,
+    steps: options.Steps = 8000,
+    batch: options.Batch = 8,
+    accumulate: options.Accumulate = 1,
+    rate: options.Rate = 1e-3,
+    precision: options.Precision = "fp32",
+    seed: options.TrainingSeed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -83,12 +77,12 @@ def distill(
     lpips: Annotated[float, typer.Option("--lpips", help="Weight of LPIPS; needs its package.")] = 0.0,
     targets: Annotated[int, typer.Option("--targets", help="Pairs that the multi-step model samples.")] = 2500,
     teacher_steps: Annotated[int, typer.Option("--teacher-steps", help="DDIM steps of such a sample.")] = 15,
-    steps: Steps = 12000,
-    batch: Batch = 8,
-    accumulate: Accumulate = 1,
-    rate: Rate = 1e-3,
-    precision: Precision = "fp32",
-    seed: Seed = 0,
+    steps: options.Steps = 12000,
+    batch: options.Batch = 8,
+    accumulate: options.Accumulate = 1,
+    rate: options.Rate = 1e-3,
+    precision: options.Precision = "fp32",
+    seed: options.TrainingSeed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,

@@ -14,13 +14,6 @@ from nas.errors import InputError
 
 tocsr = typer.Typer(help="TOC-SR from end to end: what comes before and after the search.", no_args_is_help=True, rich_markup_mode=None)
 
-Steps = Annotated[int, typer.Option("--steps", help="Optimizer steps.")]
-Batch = Annotated[int, typer.Option("--batch", help="Samples of one forward pass.")]
-Accumulate = Annotated[int, typer.Option("--accumulate", help="Forward passes of a step; several GPUs (`accelerate launch`) share them.")]
-Rate = Annotated[float, typer.Option("--rate", help="Learning rate.")]
-PrecisionName = Annotated[str, typer.Option("--precision", help="What forward passes are computed in: fp32, bf16 or fp16.")]
-Seed = Annotated[int, typer.Option("--seed", help="Decides batches and noise.")]
-
 
 @tocsr.command("expand")
 def expand(
@@ -36,11 +29,11 @@ def expand(
     latent_weight: Annotated[float, typer.Option("--latent-weight", help="Weight of latent matching beside reconstruction.")] = 1.0,
     steps: Annotated[int, typer.Option("--steps", help="Optimizer steps of the autoencoder.")] = 20_000,
     joint_steps: Annotated[int, typer.Option("--joint-steps", help="Optimizer steps of autoencoder and U-Net together.")] = 20_000,
-    batch: Batch = 4,
-    accumulate: Accumulate = 4,
-    rate: Rate = 1e-5,
-    precision: PrecisionName = "fp32",
-    seed: Seed = 0,
+    batch: options.Batch = 4,
+    accumulate: options.Accumulate = 4,
+    rate: options.Rate = 1e-5,
+    precision: options.Precision = "fp32",
+    seed: options.TrainingSeed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -81,12 +74,12 @@ def finetune(
     run: options.Run,
     eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
     distill: Annotated[float, typer.Option("--distill", help="Weight of imitating the teacher, 0 to 1; 0 is the denoising objective alone.")] = 0.0,
-    steps: Steps = 2000,
-    batch: Batch = 64,
-    accumulate: Accumulate = 1,
-    rate: Rate = 5e-4,
-    precision: PrecisionName = "fp32",
-    seed: Seed = 0,
+    steps: options.Steps = 2000,
+    batch: options.Batch = 64,
+    accumulate: options.Accumulate = 1,
+    rate: options.Rate = 5e-4,
+    precision: options.Precision = "fp32",
+    seed: options.TrainingSeed = 0,
     device: options.Device = None,
     threads: options.Threads = None,
     json: options.Json = False,

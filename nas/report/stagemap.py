@@ -13,7 +13,8 @@ from markupsafe import Markup, escape
 from nas.problem import Problem
 from nas.space import Candidate
 
-BOX_W, BOX_H, GAP_X, GAP_Y = 118, 46, 20, 26
+BOX_W, BOX_H, GAP_X, GAP_Y = 124, 72, 18, 18
+LINE, STAGE = 20, ' class="stage"'
 EVERYWHERE = 0.6
 """A fixed step that feeds this share of the others (a time embedding) is named in the caption instead of drawn."""
 
@@ -95,9 +96,11 @@ def _box(problem: Problem, candidate: Candidate, names: Mapping[str, str], step:
     s = list(names).index(step)
     costs = problem.costs.by_choice[problem.objective][s]
     share = float(costs[candidate[s]] / costs[0]) if costs[0] else 1.0
-    kept = "teacher" if candidate[s] == 0 else f"{_short(names[step], 10)} · {100 * share:.0f} %"
+    lines = [_short(step), _short(names[step]), *([f"{100 * share:.0f} %"] if candidate[s] else [])]
     title = f"{step}: {names[step]}, {100 * share:.1f} % of the teacher's {problem.objective}"
-    words = f'<text class="stage" x="{x:.0f}" y="{y - 3:.0f}">{escape(_short(step))}</text><text x="{x:.0f}" y="{y + 14:.0f}">{escape(kept)}</text>'
+    words = "".join(
+        f'<text{"" if k else STAGE} x="{x:.0f}" y="{y + LINE * (k + 0.8 - len(lines) / 2):.0f}">{escape(text)}</text>' for k, text in enumerate(lines)
+    )
     return f'<g class="box {saving_class(share)}"><title>{escape(title)}</title><rect {corner}/>{words}</g>'
 
 

@@ -13,6 +13,7 @@ from nas.blocks.features import collect_features, split_features
 from nas.blocks.fit import held_out_errors
 from nas.blocks.store import BlockStore
 from nas.data import Splits
+from nas.errors import InputError
 from nas.graph import StageGraph
 from nas.progress import Quiet
 from nas.space import Choice, Stage
@@ -77,6 +78,15 @@ def test_a_second_run_calibrates_nothing_and_gives_the_same_blocks(calibrator: C
     for key, block in first.items():
         for name, value in block.module.state_dict().items():
             assert torch.equal(value, second[key].module.state_dict()[name])
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_the_teacher_runs(
+    calibrator: Calibrator, stages: tuple[Stage, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FeatureBank", lambda *_: pytest.fail("the teacher ran"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write to .*blocks: .* not a writable folder; set NAS_HOME"):
+        replace(calibrator, store=BlockStore(tmp_path / "file" / "blocks")).run(stages, Quiet())
 
 
 @pytest.mark.parametrize("change", ["teacher", "data", "settings", "stage", "recipe"])

@@ -36,7 +36,9 @@ def graph() -> CutModel:
 def test_recipes_for_all_stages_are_left_out_where_they_do_not_fit_with_the_reason(graph: CutModel) -> None:
     stages, notes, left_out = offer(graph, [FeedForward(0.5), Bypass(), Choice("thin", LowRank(0.3))], X)
     assert [[choice.name for choice in stage.choices] for stage in stages] == [["teacher", "feed_forward-0.5", "bypass", "thin"], ["teacher", "thin"]]
-    assert "stage 'head': 2 of 3 recipes do not fit: feed_forward-0.5, bypass" in notes
+    (line,) = notes
+    assert line.startswith("recipes that fit, of 3: ")
+    assert "head 1; `nas spaces show SPACE` says why" in line
     assert left_out["head"]["feed_forward-0.5"].startswith("feed_forward-0.5 needs two Linear")
     assert "bypass needs one output" in left_out["head"]["bypass"]
 

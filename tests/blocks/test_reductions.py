@@ -1,6 +1,5 @@
 """Every generic reduction on blocks of torch, diffusers and transformers: the contract, and the mathematics against slow obvious versions."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -8,8 +7,9 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertConfig, LlamaConfig, ViTConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, ViTConfig
 from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.vit.modeling_vit import ViTLayer
 
@@ -18,7 +18,7 @@ from nas.blocks.reductions.attention_parts import find_attention
 from nas.blocks.reductions.convolutions import Bottleneck, Separable, nearest_separable
 from nas.blocks.reductions.depth import Bypass, FewerLayers
 from nas.blocks.reductions.low_rank import LowRank, factors
-from nas.blocks.reductions.reduction import Reduction
+from nas.blocks.reductions.reduction import Reduction, copied
 from nas.blocks.reductions.slices import TeacherSlice
 from nas.blocks.reductions.widths import Channels, FeedForward, find_pairs
 from nas.blocks.suite import check_recipe
@@ -74,6 +74,7 @@ BLOCKS: dict[str, tuple[nn.Module, Tensor]] = {
     "bert": (trained_like(BertLayer(_BERT)), TOKENS),
     "diffusers": (trained_like(BasicTransformerBlock(32, 4, 8)), TOKENS),
     "llama_mlp": (trained_like(LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=64))), TOKENS),
+    "gpt2": (trained_like(GPT2Block(GPT2Config(n_embd=32, n_head=4, attn_implementation="eager"), 0)), TOKENS),
     "closed": (Closed(8, 8), IMAGE),
     "stack": (trained_like(nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.GELU()) for _ in range(4)))), TOKENS),
 }
@@ -83,6 +84,7 @@ FITS: list[tuple[str, Reduction]] = [
     *(("residual", recipe) for recipe in CONVOLUTIONS),
     ("inverted", Channels(0.5)),
     *((name, recipe) for name in ("torch", "vit", "bert", "diffusers") for recipe in TRANSFORMERS),
+    *(("gpt2", recipe) for recipe in (FewerHeads(0.5), NoAttention(), FeedForward(0.5), LowRank(0.25), Bypass())),
     ("llama_mlp", FeedForward(0.5)),
     ("stack", FewerLayers(0.5)),
     ("residual", TeacherSlice({"width": 8, "out": 12, "inner": 4})),
@@ -104,6 +106,7 @@ def test_a_reduction_keeps_the_contract_and_is_no_larger(name: str, recipe: Redu
         ("residual", NoAttention(), "needs attention with known projections .* found none in Residual"),
         ("residual", FeedForward(0.5), "needs two Linear layers of which one reads what the other writes, found none"),
         ("residual", FewerLayers(0.5), r"needs at least two layers alike \(class and weight shapes\) in a row, found none in Residual"),
+        ("gpt2", SharedAttention(), "needs plain projections, found a causal mask, one layer for query, key and value"),
         ("closed", TeacherSlice({"inner": 4}), "needs 'width' to build a Closed, found it neither in sizes nor as an attribute"),
         ("residual", TeacherSlice({"depth": 4, "width": 8, "out": 8}), "needs sizes that Residual takes, found depth"),
     ],
@@ -124,13 +127,13 @@ def test_options_out_of_range_are_refused(make: Any) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", ["residual", "inverted", "torch", "vit", "bert", "diffusers", "llama_mlp"])
+@pytest.mark.parametrize("name", ["residual", "inverted", "torch", "vit", "bert", "diffusers", "llama_mlp", "gpt2"])
 def test_pruned_hidden_channels_are_exactly_those_the_reader_ignores(name: str) -> None:
     """With the dropped channels' read weights at zero, the whole block computes what the pruned block does."""
     teacher, example = BLOCKS[name]
     kind = Channels if name in ("residual", "inverted") else FeedForward
     pruned = kind(0.5).build(teacher).eval()
-    masked = copy.deepcopy(teacher)
+    masked = copied(teacher).eval()
     for pair, small in zip(find_pairs(masked), find_pairs(pruned), strict=True):
         full, kept = pair.reader.weight.data, small.reader.weight.data
         columns = full.flatten(2).transpose(0, 1).flatten(1) if full.ndim > 2 else full.T
@@ -140,6 +143,27 @@ def test_pruned_hidden_channels_are_exactly_those_the_reader_ignores(name: str) 
                 full[:, k] = 0
     with torch.no_grad():
         torch.testing.assert_close(_first(pruned(example)), _first(masked(example)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_transposed_linear_layer_of_transformers_is_copied_as_the_linear_layer_it_is() -> None:
+    teacher, example = BLOCKS["gpt2"]
+    twin = copied(teacher)
+    assert {type(layer).__name__ for layer in teacher.modules()} - {type(layer).__name__ for layer in twin.modules()} == {"Conv1D"}
+    with torch.no_grad():
+        torch.testing.assert_close(_first(twin(example)), _first(teacher(example)))
+
+
+def test_fewer_heads_of_a_fused_attention_are_those_whose_outputs_count_most() -> None:
+    """With the dropped heads' output weights at zero, the whole block computes what the block with fewer heads does."""
+    teacher, example = BLOCKS["gpt2"]
+    few = FewerHeads(0.5).build(teacher).eval()
+    masked: Any = copied(teacher).eval()
+    kept: Any = few
+    rows = {tuple(row) for row in kept.attn.c_proj.weight.T.tolist()}
+    masked.attn.c_proj.weight.data *= torch.tensor([float(tuple(row) in rows) for row in masked.attn.c_proj.weight.T.tolist()])
+    assert len(rows) == 16
+    with torch.no_grad():
+        torch.testing.assert_close(_first(few(example)), _first(masked(example)), rtol=1e-4, atol=1e-4)
 
 
 def _first(result: Any) -> Tensor:

@@ -39,12 +39,13 @@ def solved(block: nn.Module, features: StageFeatures) -> tuple[int, float, float
     fit, heldout = split_features(features)
 
     def error() -> Tensor:
-        return held_out_errors(block, features, heldout).mean()
+        return held_out_errors(block, features, heldout)
 
     with torch.no_grad():
-        before = float(error())
-        changed = solve_ends(block, features, fit, heldout, error)
-        return changed, before, float(error())
+        before = error()
+        changed, after = solve_ends(block, features, fit, heldout, before, error)
+        assert torch.equal(after, error())
+        return changed, float(before.mean()), float(after.mean())
 
 
 def made(seed: int, make: type[nn.Module] | None = None) -> nn.Module:

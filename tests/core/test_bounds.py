@@ -1,6 +1,9 @@
+import re
+
 import numpy as np
 import pytest
 
+from nas.amounts import at_least
 from nas.bounds import cheapest, check_together, least_cost
 from nas.errors import InputError
 from nas.problem import Bound, CostTable
@@ -39,5 +42,17 @@ def test_bounds_that_cannot_hold_together_are_refused_with_the_nearest_value() -
     tight = Bound("params", float(np.quantile(params, 0.05)))
     nearest = macs[params <= tight.limit].min()
     check_together([tight, Bound("macs", nearest)], costs)
-    with pytest.raises(InputError, match=f"'macs<=.*cannot hold together with params<=.*the least macs is then {nearest:.6g}".replace("+", r"\+")):
+    said = at_least(float(nearest), costs.of((0,) * 5)["macs"])
+    with pytest.raises(InputError, match=f"'macs<=.*cannot hold together with params<=.*the least macs is then {re.escape(said)}"):
         check_together([tight, Bound("macs", 0.99 * nearest)], costs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bound_that_cannot_hold_is_answered_with_an_amount_and_a_share_that_hold(seed: int) -> None:
+    costs = random_costs(seed)
+    for metric in costs.metrics:
+        with pytest.raises(InputError) as refused:
+            Bound.parse(f"{metric}<=1%", costs)
+        amount, share = re.fullmatch(r".* is (\S+) \((\S+ %) of the teacher's\); give at least that", str(refused.value)).groups()  # type: ignore[union-attr]
+        for given in (amount, share):
+            assert Bound.parse(f"{metric}<={given}", costs).limit == pytest.approx(costs.reach(metric)[0], rel=5e-3)

@@ -27,7 +27,7 @@ OPTIONS = {
     "plan": "batch config data device eps json library measure-latency minimize quiet space teacher threads trials where workers",
     "show": "json run",
     "best": "json run target",
-    "cascade": "eps json quiet run threads trials trust",
+    "cascade": "eps json new quiet run threads trials trust",
     "report": "json run to",
     "dashboard": "host port run",
     "explain": "eps json run",
@@ -37,6 +37,7 @@ OPTIONS = {
     "compare": "config eps jobs json minimize optimizers plot quiet seeds space trials where",
     "tabulate": "config data device json library quiet space teacher threads to",
     "optimizers": "json",
+    "version": "json",
 }
 
 
@@ -144,6 +145,7 @@ def test_nothing_feasible_is_exit_code_3_with_the_least_divergent_candidate(tabl
     assert winner["heldout_divergence"] is None
     assert winner["divergence"] > 0
     assert "nothing feasible" in done.stderr
+    assert "at eps 0 only a network passes that answers exactly as its teacher does" in done.stderr
 
 
 def test_a_bound_on_a_known_cost_holds_and_an_impossible_one_is_refused(table: Path) -> None:

@@ -60,7 +60,7 @@ def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Pa
     assert "macs <= " in text
     assert "with 10 % " in text
     assert "cheaper networks one swap away, least divergent first" in text
-    assert "what each stage trades" in text
+    assert "stage by stage: what its block adds to L" in text
     only = shown("explain", str(searched), "--eps", "0.02")
     assert "eps 0.02: params" in only
     assert only.count("replaced: ") == 1
@@ -127,6 +127,12 @@ def test_winners_and_other_candidates_are_exported(network: Path, tmp_path: Path
     shown("export", str(network), "--candidate", "a=half", "--trust", "--to", str(tmp_path / "half"))
     assert (tmp_path / "winner" / "manifest.json").is_file()
     assert json.loads((tmp_path / "half" / "architecture.json").read_text())
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert "a network that was named" in card
+    assert "| a | half |" in card
+    assert "load_graph" in card
+    shown("export", str(network), "--candidate", "teacher", "--trust", "--to", str(tmp_path / "teacher"))
+    assert "the teacher, nothing replaced" in (tmp_path / "teacher" / "README.md").read_text()
     again = nas("export", str(network), "--eps", "0.5", "--to", str(tmp_path / "winner"))
     assert again.returncode == 2
     assert "exists already" in again.stderr

@@ -1,5 +1,7 @@
 """Command lines that cannot be read: one line each."""
 
+import json
+
 import pytest
 from typer.main import get_command
 
@@ -18,6 +20,9 @@ from tests.core.test_cli import nas as command
         (("search", "--eps"), "option '--eps' requires an argument"),
         (("compare",), "nas compare: missing option '--eps'"),
         (("show",), "nas show: missing argument 'run'"),
+        (("blocks", "lst"), "nas blocks: no verb 'lst'; did you mean 'list'?"),
+        (("blocks", "bypass", "extra"), "unexpected extra argument"),
+        (("spaces", "--jsn"), "no option --jsn; did you mean '--json'?"),
         (("search", "--eps", "1", "extra"), "unexpected extra argument"),
     ],
 )
@@ -39,11 +44,28 @@ def test_a_command_given_nothing_shows_its_help(arguments: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("arguments", [("search", "--space", "synthetic:3", "--eps", "0.1", "--optimizer"), ("compare", "--eps", "0.1", "--optimizers")])
 def test_a_sampler_that_optuna_lacks_is_refused_before_anything_is_prepared(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("nas.names", "nas.job"):
+    for module in ("nas.job", "nas.names"):  # importing nas.job must not take the patched one along
         monkeypatch.setattr(f"{module}.resolve_space", lambda *_, **__: pytest.fail("prepared a space"))
     done = command(*arguments, "optuna:tp")
     assert done.returncode == 2
     assert "unknown Optuna sampler 'tp'" in done.stderr
+
+
+def test_groups_that_list_and_show_need_no_verb() -> None:
+    for group, name in (("blocks", "low_rank"), ("spaces", "synthetic:3")):
+        assert command(group).stdout == command(group, "list").stdout
+        assert command(group, "--json").stdout == command(group, "list", "--json").stdout
+        assert command(group, name).stdout == command(group, "show", name).stdout != ""
+    assert "did you mean 'low_rank'?" in command("blocks", "lowrank").stderr
+    assert "from nas.blocks.reductions.low_rank import LowRank; LowRank(0.25)" in command("blocks", "low_rank").stdout
+    assert "TeacherSlice(...)" in command("blocks", "teacher_slice").stdout
+
+
+def test_the_version_command_names_what_results_depend_on() -> None:
+    found = json.loads(command("version", "--json").stdout)
+    assert found["stage-nas"] == command("--version").stdout.split()[1]
+    assert command("version").stdout.splitlines() == [f"{name} {number}" for name, number in found.items()]
+    assert {"python", "torch", "numpy"} < found.keys()
 
 
 def test_every_verb_that_reports_takes_json() -> None:

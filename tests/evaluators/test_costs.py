@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
 from nas.errors import ContractError, InputError
 from nas.evaluators.costs import Macs, count_costs, count_macs, count_params
@@ -71,7 +72,27 @@ def test_what_multiplies_without_a_count_is_named_with_its_stage() -> None:
 
     graph = StageGraph(("x",), (Step("pair", ("x",), ("y",), Pair()),), "y")
     table = count_costs(graph, (Stage("pair", (Choice("teacher"),)),), {}, {"x": torch.zeros(1, 4)}, strict=False)
-    assert table.notes == ("MACs leave out '_trilinear' at pair: no count is known for it",)
+    assert table.notes == ("MACs leave out '_trilinear' at pair: no count is known for it; register one with torch.utils.flop_counter.register_flop_formula",)
+
+
+def test_an_operator_of_ones_own_counts_once_torch_knows_its_formula() -> None:
+    @torch.library.custom_op("stage_nas_tests::mix", mutates_args=())
+    def mix(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight
+
+    class Mixed(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # its name in nn.Linear
+            mixed: Tensor = mix(input, self.weight.T)
+            return mixed
+
+    arguments = (torch.zeros(5, 3),)
+    assert count_macs(Mixed(3, 4), arguments, strict=False) == Macs(0, 0, ("stage_nas_tests::mix",))
+
+    @register_flop_formula(torch.ops.stage_nas_tests.mix)
+    def mix_flops(x: torch.Size, weight: torch.Size, **_: object) -> int:
+        return 2 * x.numel() * weight[1]
+
+    assert count_macs(Mixed(3, 4), arguments, strict=False) == Macs(5 * 3 * 4, 0)
 
 
 def test_norms_and_activations_count_nothing() -> None:

@@ -1,7 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,6 +87,4 @@ def test_tables_are_read_as_written_and_damage_is_named(network: NetworkSpace) -
 
 
 def test_a_call_takes_some_time() -> None:
-    slope, overhead = latency.call_ms(nn.Linear(64, 64), (torch.ones(8, 64),))
-    assert slope > 0
-    assert np.isfinite(overhead)
+    assert latency.call_ms(nn.Linear(256, 256), (torch.ones(8, 256),), torch.empty(1000)) > 0

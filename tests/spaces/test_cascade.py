@@ -47,10 +47,23 @@ def test_the_command_goes_on_from_a_run_and_saves_the_model(network: NetworkSpac
     result = json.loads(done.stdout)
     assert result["divergence"] <= 0.3
     assert json.loads((run / "cascade-eps0.3" / "cascade.json").read_text()) == result
-    assert "recalibrated candidates, cheapest first" in command("cascade", str(run), "--trust", "--trials", "27").stdout
+    again = command("cascade", str(run), "--trials", "27")  # nothing of the space is run, so no trust is asked for
+    assert "recalibrated candidates, cheapest first" in again.stdout
+    assert "found before; --new computes it again" in again.stderr
+    assert json.loads(command("cascade", str(run), "--trials", "27", "--json").stdout) == result
+    assert "give --trust" in command("cascade", str(run), "--trials", "27", "--new").stderr
+    (run / "cascade-eps0.3" / "model.safetensors").write_bytes(b"")
+    assert "give --trust" in command("cascade", str(run), "--trials", "27").stderr
     assert network.space.encode(result["candidate"])
     assert result["spent"]["n_trials"] > 0
     assert result["spent"]["n_recalibrated"] == len(result["tried"])
+
+
+def test_all_that_must_be_said_is_asked_for_at_once(home: Path, tmp_path: Path) -> None:
+    run = nas.search(TOY, (0.3, 0.5), workdir=tmp_path, name="run", trials=3).run
+    asked = command("cascade", str(run)).stderr
+    assert "choose one with --eps" in asked
+    assert "give --trust" in asked
 
 
 def test_the_bounds_and_the_cost_of_the_run_hold_for_what_is_made_of_it(home: Path, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def own(inputs: tuple[str, ...] = ("x", "sigma"), **more: Any) -> NetworkSpace:
     [
         (lambda: own(inputs=("signal", "sigma")), "the model's forward has no 'signal'; .*name inputs as forward does, or give call="),
         (lambda: own(inputs=("sigma", "x")), r"running the model on its samples: RuntimeError: .*test_model_space.py:\d+\); look at the names, order"),
+        (lambda: own(costs={"macs": unused_units}), "cost 'macs' is counted already; give yours another name"),
         (lambda: own(output="logits"), "the model returns one tensor, which has no part 'logits'; leave output= out"),
         (lambda: own(data=torch.zeros(3, 4)), "data must be three sample sets, got a Tensor; make them by nas.batches.split"),
         (lambda: nas.search(own, 0.1), r"nas.search needs a space or its name, got a function, which is no search space: call it; "),
@@ -166,7 +167,7 @@ def test_spaces_show_gives_every_reason_why_a_recipe_is_left_out(tmp_path: Path)
     file = tmp_path / "shown.py"
     file.write_text("from tests.spaces.test_model_space import partly_fitting\n\ndef make_space():\n    return partly_fitting()\n")
     done = command("spaces", "show", str(file))
-    assert "left out: high/separable: separable needs a convolution" in " ".join(done.stdout.split())
+    assert "left out: separable at low, high: needs a convolution" in " ".join(done.stdout.split())
     assert set(json.loads(command("spaces", "show", str(file), "--json").stdout)["left_out"]) == {"low", "high"}
 
 

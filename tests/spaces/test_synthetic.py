@@ -37,11 +37,11 @@ def test_the_optimum_of_a_grouped_space_is_what_brute_force_finds(monkeypatch: p
     monkeypatch.setattr(landscape, "ONE_GROUP", 10)
     monkeypatch.setattr(landscape, "GROUP", 20)
     space = make_synthetic(6, stages=7, choices=3, noise=0.1)
-    assert len(space._landscape.groups) == 4
+    assert len(space.landscape.groups) == 4
     costs = problem_of(space).cost(space.space.enumerate())
     measured = divergences(space)
     for eps in (0.001, 0.002, 0.003, 0.005):
-        optimum = space._landscape.optimum(space.costs().by_choice["params"], eps)
+        optimum = space.landscape.optimum(space.costs().by_choice["params"], eps)
         assert optimum is not None
         assert problem_of(space).cost([optimum])[0] == pytest.approx(costs[measured <= eps].min(), rel=1e-12)
 
