@@ -1,6 +1,7 @@
 """Latent expansion in miniature: do 16 channels reconstruct better than 4, and which of the U-Net variants v1, v2, v3 has the lowest loss?
 
-All networks are trained from scratch on crops of photographs, split by photograph, every figure is taken on held-out ones; once for each seed:
+All networks are trained from scratch on crops of photographs, split by photograph, every figure is taken on held-out ones: windows of 256 pixels, as a
+whole and in crops of the size that was trained on (group norms see other statistics in a larger picture); once for each seed:
 
     guide      an autoencoder of 16 latent channels: the counterpart of FLUX's
     base       one of 4: the counterpart of SD1.5's
@@ -9,10 +10,10 @@ All networks are trained from scratch on crops of photographs, split by photogra
     unet       a U-Net of the embedded teacher's sizes on the base's latents: the counterpart of SD1.5's
     v1, v2, v3 that U-Net expanded, trained with the autoencoder of 16 channels by Eq. (5), all on the same batches and noise
 
-    python benchmarks/expansion_scratch.py --photographs FOLDER [--factor 8] [--device cuda] [--seeds 3] [--processes 6] [--autoencoders] [--out FOLDER]
+    python benchmarks/expansion_scratch.py --photographs FOLDER [--factor 4] [--device cuda] [--seeds 3] [--processes 6] [--autoencoders] [--out FOLDER]
 
 Each training is a process; the same command goes on where it was stopped. `--autoencoders` leaves U-Nets out. `--factor` is what the autoencoders
-compress by, 8 as SD1.5's and FLUX's do, or 4.
+compress by: 4, or 8 as SD1.5's and FLUX's do, which takes longer to train.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import torch
 from dated import FOLDER, write_result
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
+from scipy.stats import ttest_rel
 from super_resolution import textured, whole
 from torch import Generator, Tensor, nn
 
@@ -80,12 +82,20 @@ def reconstructing(network: nn.Module, images: Tensor, random: Generator) -> Ten
     return found
 
 
-@torch.no_grad()
 def figures(vae: AutoencoderKL, windows: Tensor) -> dict[str, float]:
     """Mean PSNR in dB and SSIM of reconstructions of the windows."""
-    found = torch.cat([vae.decode(vae.encode(part.to(vae.device)).latent_dist.mode()).sample.cpu() for part in windows.split(4)])
+    return {metric: float(np.mean(values)) for metric, values in each(vae, windows).items()}
+
+
+@torch.no_grad()
+def each(vae: AutoencoderKL, windows: Tensor, side: int = 0) -> dict[str, list[float]]:
+    """PSNR in dB and SSIM of every window's reconstruction, put together from crops of `side` if that is given."""
+    n = windows.shape[-1] // side if side else 1
+    crops = torch.cat([crop for row in windows.chunk(n, dim=2) for crop in row.chunk(n, dim=3)])
+    made = torch.cat([vae.decode(vae.encode(part.to(vae.device)).latent_dist.mode()).sample.cpu() for part in crops.split(4 * n * n)])
+    found = torch.cat([torch.cat(made.chunk(n * n)[k * n : (k + 1) * n], dim=3) for k in range(n)], dim=2)
     pairs = [(_bytes(f), _bytes(w)) for f, w in zip(found, windows, strict=True)]
-    return {"psnr": float(np.mean([psnr(*pair) for pair in pairs])), "ssim": float(np.mean([ssim(*pair) for pair in pairs]))}
+    return {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
 
 
 def _bytes(image: Tensor) -> Any:
@@ -160,7 +170,19 @@ class Job:
 
     def narrow(self) -> Curve:
         """The base autoencoder, going on."""
-        return self._reconstructing(f"4-{self.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"), self.further)
+        vae, name = AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"), f"4-{self.seed}"
+        curve = self._reconstructing(name, vae, self.further)
+        vae.save_pretrained(self.work / name)
+        return curve
+
+    def reconstructions(self) -> dict[str, Any]:
+        """Autoencoder -> what it makes of the windows, whole and in crops of the size that it was trained on."""
+        folders = {"guide": f"guide-{self.seed}", "base": f"base-{self.seed}/vae", "4": f"4-{self.seed}", "16": f"16-{self.seed}"}
+        found = {}
+        for name, folder in folders.items():
+            vae = AutoencoderKL.from_pretrained(self.work / folder).eval()
+            found[name] = {"windows": each(vae, self.windows), "crops": each(vae, self.windows, CROP)}
+        return found
 
     def _guided(self, vae: AutoencoderKL, text: Tensor) -> tuple[AutoencoderKL, GuidedLosses]:
         guide = AutoencoderKL.from_pretrained(self.work / f"guide-{self.seed}")
@@ -235,20 +257,33 @@ def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, A
     return found
 
 
-def summed(found: dict[tuple[str, int], dict[str, Any]], seeds: int) -> dict[str, Any]:
-    """What the seeds say: reconstruction of each autoencoder, denoising loss of each variant."""
+def summed(found: dict[tuple[str, int], dict[str, Any]], seeds: int, made: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the seeds say: reconstruction of each autoencoder, and of 16 channels against 4; denoising loss of each variant."""
     last = {key: rows["curve"][-1] for key, rows in found.items() if rows["curve"]}
-    autoencoders = {job: {key: [last[job, seed][key] for seed in range(seeds)] for key in ("psnr", "ssim")} for job in ("guide", "base", "4", "16")}
+    autoencoders = {
+        job: {f"{metric} of {what}": [float(np.mean(seed[job][what][metric])) for seed in made] for what in ("crops", "windows") for metric in ("psnr", "ssim")}
+        for job in made[0]
+    }
     losses = {variant: [last[variant, seed]["heldout_loss"] for seed in range(seeds)] for variant in VARIANTS if (variant, 0) in last}
     lowest = [min(losses, key=lambda variant: losses[variant][seed]) for seed in range(seeds)] if losses else None
-    return {"autoencoders": autoencoders, "heldout_loss": losses, "lowest": lowest}
+    return {"autoencoders": autoencoders, "16 over 4": compared(made), "heldout_loss": losses, "lowest": lowest}
+
+
+def compared(made: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How much better 16 channels are than 4, with the p of a paired t-test over photographs (means over seeds)."""
+    found = {}
+    for what in ("crops", "windows"):
+        for metric in ("psnr", "ssim"):
+            wide, narrow = (np.mean([seed[job][what][metric] for seed in made], axis=0) for job in ("16", "4"))
+            found[f"{metric} of {what}"] = {"difference": float(np.mean(wide - narrow)), "p": float(ttest_rel(wide, narrow).pvalue)}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/embedded.toml"), help="whose held-out photographs are held out here")
     parser.add_argument("--photographs", type=Path, required=True)
-    parser.add_argument("--factor", type=int, default=8, choices=(4, 8))
+    parser.add_argument("--factor", type=int, default=4, choices=(4, 8))
     parser.add_argument("--steps", type=int, default=1200, help="of the base autoencoder")
     parser.add_argument("--guide-steps", type=int, default=2400)
     parser.add_argument("--further-steps", type=int, default=2400, help="of the two that go on from the base")
@@ -276,12 +311,14 @@ def main() -> None:
         keys = [(job, seed) for seed in range(asked.seeds) for job in jobs]
         with ThreadPoolExecutor(asked.processes) as pool:
             found |= dict(zip(keys, pool.map(lambda key: trained_apart(asked, *key), keys), strict=True))
-    one = replace(Job(asked).settings, seed=0)
+    jobs_of = [Job(argparse.Namespace(**{**vars(asked), "seed": seed})) for seed in range(asked.seeds)]
+    made = [job.reconstructions() for job in jobs_of]
+    one = replace(jobs_of[0].settings, seed=0)
     curves = [{"job": job, "seed": seed, **rows} for (job, seed), rows in found.items()]
     about = {"factor": asked.factor, "settings": asdict(one), "guide_steps": asked.guide_steps, "further_steps": asked.further_steps}
     if not asked.autoencoders:
         about["joint_steps"] = asked.joint_steps
-    write_result(f"expansion_scratch_f{asked.factor}", {**about, **summed(found, asked.seeds), "curves": curves}, asked.out)
+    write_result(f"expansion_scratch_f{asked.factor}", {**about, **summed(found, asked.seeds, made), "curves": curves}, asked.out)
 
 
 if __name__ == "__main__":
