@@ -85,7 +85,7 @@ class Row:
                 "q75": quantile(evals, 0.75),
                 "share": float(np.isfinite(evals).mean()),
             },
-            "regret": {str(count): self.regret_at(count) for count in REPORTED},
+            "regret": {str(count): self.regret_at(count) for count in sorted({*REPORTED, self.regrets.shape[1] - 1})},
             "exact_share": self.exact_share,
             "propose_cpu_s": self.propose_cpu_s,
         }
@@ -237,9 +237,10 @@ def render(rows: Sequence[Row]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    title = "measurements until the cost is within 1 % of the optimum, and regret (0: the optimum, 1: the teacher)"
+    title = "measurements until the cost is within 1 % of the optimum (-: not within those allowed), and regret (0: the optimum, 1: the teacher)"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
-    regrets = (f"regret\nat {count}" for count in REPORTED)
+    counts = sorted({count for row in rows for count, regret in row.to_json()["regret"].items() if regret is not None}, key=int)
+    regrets = (f"regret\nat {count}" for count in counts)
     for header in ("eps", "optimizer", "to 1 %,\nmedian", "quartiles", "runs\nthere", *regrets, "optimum\nfound", "CPU s a\nproposal", "repeats\na run"):
         table.add_column(header, justify="left" if header == "optimizer" else "right", no_wrap=header in ("optimizer", "quartiles"))
     for row in rows:
@@ -247,7 +248,7 @@ def render(rows: Sequence[Row]) -> "Table":
         evals = found["evals_to_1pct"]
         table.add_row(
             f"{row.eps:g}", row.optimizer, _count(evals["median"]), f"{_count(evals['q25'])} .. {_count(evals['q75'])}", f"{evals['share']:.0%}",
-            *("-" if regret is None else f"{regret:.3f}" for regret in found["regret"].values()),
+            *("-" if found["regret"][count] is None else f"{found['regret'][count]:.3f}" for count in counts),
             f"{row.exact_share:.0%}", f"{row.propose_cpu_s:.3f}", f"{row.duplicates:.1f}",
         )  # fmt: skip
     return table

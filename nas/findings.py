@@ -11,7 +11,7 @@ import numpy as np
 
 from nas.errors import DamagedFile, InputError, NasError
 from nas.problem import Bound, CostTable, Floats, Problem
-from nas.record import Record, RunDirectory
+from nas.record import Record, RunDirectory, check_config
 from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.summary import cascades
 from nas.trial import Trial, incumbent, least_divergent
@@ -119,8 +119,8 @@ def read_run(path: Path) -> Findings:
     if not any((path / name).is_file() for name in ("run.toml", "study.db")):
         raise InputError(f"'{path}' is not a run directory (no run.toml, no study.db); give a folder that `nas search` made, such as runs/NAME")
     missing: list[str] = []
-    config = _config(path, missing)
     trials, facts = _recorded(path, missing)
+    config = _config(path, facts, missing)
     problem = _problem(config, facts, missing)
     if problem is not None:
         trials = _fitting(trials, problem, missing)
@@ -143,12 +143,19 @@ def _cascades(path: Path, problem: Problem | None, missing: list[str]) -> tuple[
         return ()
 
 
-def _config(path: Path, missing: list[str]) -> dict[str, Any]:
+def _config(path: Path, facts: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
+    """What `run.toml` says; where it cannot be read, the record's copy."""
     try:
         return RunDirectory(path).config()
     except DamagedFile as error:
-        missing.append(f"The configuration is unreadable ({error}), so the bounds of the search are unknown.")
+        damage = error
+    try:
+        kept = check_config(facts.get("config"), "the record's copy of run.toml")
+    except DamagedFile:
+        missing.append(f"The configuration is unreadable ({damage}), so the bounds of the search are unknown.")
         return {}
+    missing.append(f"The configuration is unreadable ({damage}); the record's copy is shown, which `nas doctor {path} --repair` writes back.")
+    return kept
 
 
 def _recorded(path: Path, missing: list[str]) -> tuple[list[Trial], dict[str, Any]]:

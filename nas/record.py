@@ -55,6 +55,12 @@ _FACTS: dict[str, Form] = {
 }  # fmt: skip
 
 
+def check_config(config: Any, where: str) -> dict[str, Any]:
+    """The configuration itself if it has the form of one, else `DamagedFile` that names the place."""
+    found: dict[str, Any] = check_form(config, _CONFIG, where)
+    return found
+
+
 class Record:
     """Trials in order and named facts (JSON values) of one run, in one SQLite file; `:memory:` keeps them for the process only.
 
@@ -215,12 +221,13 @@ class RunDirectory:
         self.path = path
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
-        """An existing run; a folder without `run.toml` and `study.db` is an error."""
-        run = cls(path)
-        for name in ("run.toml", "study.db"):
-            if not (path / name).is_file():
-                raise InputError(f"'{path}' is not a run directory (no {name}); give a folder that `nas search` made, such as runs/NAME")
+    def open(cls, path: Path, *, to_repair: bool = False) -> "RunDirectory":
+        """An existing run; a folder without `run.toml` and `study.db` is an error, but a lost `run.toml` can be repaired."""
+        run, lost = cls(path), [name for name in ("run.toml", "study.db") if not (path / name).is_file()]
+        if lost == ["run.toml"] and not to_repair:
+            raise DamagedFile(f"run '{path}' has lost its run.toml; `nas doctor {path} --repair` writes it again from the record")
+        if "study.db" in lost:
+            raise InputError(f"'{path}' is not a run directory (no {lost[0]}); give a folder that `nas search` made, such as runs/NAME")
         return run
 
     def create(self, config: Mapping[str, Mapping[str, Any]]) -> None:
@@ -248,9 +255,7 @@ class RunDirectory:
         Raises:
             DamagedFile: it is not what `create` writes.
         """
-        config = read_toml(self.path / "run.toml")
-        check_form(config, _CONFIG, str(self.path / "run.toml"))
-        return config
+        return check_config(read_toml(self.path / "run.toml"), str(self.path / "run.toml"))
 
     def record(self, *, read_only: bool = False) -> Record:
         """The record of trials."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.amounts import SQUARED
+from nas.amounts import METRICS, SQUARED
 from nas.blocks.building import build_block
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
@@ -99,6 +99,8 @@ class NetworkSpace:
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
         check_forbidden(self.rules, self.stages)
+        for name in sorted({*METRICS, *self.more_costs} & set(self.extra_costs)):
+            raise InputError(f"cost '{name}' is counted already; give yours another name")
         divergence_arguments(self.divergence, self.data.measure)
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ def doctor(
     from nas.doctor import examine
     from nas.record import RunDirectory
 
-    findings = examine(RunDirectory.open(run), nas_home() / "blocks", repair=repair)
+    findings = examine(RunDirectory.open(run, to_repair=True), nas_home() / "blocks", repair=repair)
     repaired = {finding.what for finding in findings if finding.state == "repaired"}
     sound = all(finding.state != "damaged" or finding.what in repaired for finding in findings)
     if json:

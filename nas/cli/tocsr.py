@@ -15,7 +15,6 @@ from nas.errors import InputError
 tocsr = typer.Typer(help="TOC-SR from end to end: what comes before and after the search.", no_args_is_help=True, rich_markup_mode=None)
 
 
-
 @tocsr.command("expand")
 def expand(
     teacher: Annotated[Path, typer.Option("--teacher", help="Diffusers folder to expand, such as SD1.5: unet, vae, scheduler.")],

@@ -126,6 +126,7 @@ def own(inputs: tuple[str, ...] = ("x", "sigma"), **more: Any) -> NetworkSpace:
     [
         (lambda: own(inputs=("signal", "sigma")), "the model's forward has no 'signal'; .*name inputs as forward does, or give call="),
         (lambda: own(inputs=("sigma", "x")), r"running the model on its samples: RuntimeError: .*test_model_space.py:\d+\); look at the names, order"),
+        (lambda: own(costs={"macs": unused_units}), "cost 'macs' is counted already; give yours another name"),
         (lambda: own(output="logits"), "the model returns one tensor, which has no part 'logits'; leave output= out"),
         (lambda: own(data=torch.zeros(3, 4)), "data must be three sample sets, got a Tensor; make them by nas.batches.split"),
         (lambda: nas.search(own, 0.1), r"nas.search needs a space or its name, got a function, which is no search space: call it; "),

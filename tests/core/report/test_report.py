@@ -101,7 +101,10 @@ def test_a_missing_or_damaged_configuration_leaves_the_trials(copy: Path) -> Non
     (copy / "run.toml").write_text("= not toml")
     assert "configuration is unreadable" in page(copy)
     (copy / "run.toml").unlink()
-    assert page(copy).count('class="mark trial') == 8
+    text = page(copy)
+    assert text.count('class="mark trial') == 8
+    assert "the record&#39;s copy is shown" in text
+    assert "eps 0.02" in text
 
 
 def test_the_report_of_an_older_run_without_costs_of_blocks_shows_its_trials(copy: Path) -> None:
