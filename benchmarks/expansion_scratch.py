@@ -4,8 +4,8 @@ All networks are trained from scratch on crops of photographs, split by photogra
 
     guide      an autoencoder of 16 latent channels: the counterpart of FLUX's
     base       one of 4: the counterpart of SD1.5's
-    4          the base autoencoder goes on with reconstruction, for as many steps as it has had
-    16         the base autoencoder expanded, trained by Eq. (4) for as many steps
+    4          the base autoencoder goes on with reconstruction, for `--further-steps`
+    16         the base autoencoder expanded, trained by Eq. (4) for as many
     unet       a U-Net of the embedded teacher's sizes on the base's latents: the counterpart of SD1.5's
     v1, v2, v3 that U-Net expanded, trained with the autoencoder of 16 channels by Eq. (5), all on the same batches and noise
 
@@ -103,16 +103,17 @@ class Job:
         self.pictures = PictureFolder.of([self.work / "tiles" / "train"], CROP)
         self.windows = torch.stack([_values(file) for file in sorted((self.work / "tiles" / "windows").iterdir())])
         shared: dict[str, Any] = {"batch": 16, "rate": 1e-3, "warmup": 50, "average": 0.995, "seed": asked.seed, "precision": asked.precision}
-        self.settings, self.joint = TrainingSettings(asked.steps, **shared), TrainingSettings(asked.joint_steps, **shared)
+        lengths = (asked.steps, asked.guide_steps, asked.further_steps, asked.joint_steps)
+        self.settings, self.long, self.further, self.joint = (TrainingSettings(steps, **shared) for steps in lengths)
 
     def _train(self, name: str, module: nn.Module, loss: Loss, judge: Evaluate, settings: TrainingSettings) -> Curve:
         """Trains on crops; the curve."""
         trainer = Trainer(module, self.pictures.crops, loss, settings, device=self.asked.device)
         return trainer.run(self.work / f"{name}.checkpoint", judge, every=max(1, settings.steps // 4), progress=Terminal())
 
-    def _reconstructing(self, name: str, vae: AutoencoderKL, settings: TrainingSettings | None = None) -> Curve:
+    def _reconstructing(self, name: str, vae: AutoencoderKL, settings: TrainingSettings) -> Curve:
         """Trains the autoencoder by reconstruction and scales its latents to unit variance; the curve."""
-        curve = self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), settings or self.settings)
+        curve = self._train(name, Reconstruction(vae), reconstructing, lambda module: figures(module.vae, self.windows), settings)
         with torch.no_grad():
             crops = self.pictures.crops(torch.Generator().manual_seed(0), 256).to(vae.device)
             vae.register_to_config(scaling_factor=1 / float(vae.encode(crops).latent_dist.mode().std()))
@@ -122,7 +123,7 @@ class Job:
         """Sixteen channels from scratch."""
         torch.manual_seed(self.seed)
         vae, name = autoencoder(16, self.asked.factor), f"guide-{self.seed}"
-        curve = self._reconstructing(name, vae, replace(self.settings, steps=self.asked.guide_steps))
+        curve = self._reconstructing(name, vae, self.long)
         vae.save_pretrained(self.work / name)
         return curve
 
@@ -130,7 +131,7 @@ class Job:
         """Four channels from scratch."""
         torch.manual_seed(self.seed)
         vae, name = autoencoder(4, self.asked.factor), f"base-{self.seed}"
-        curve = self._reconstructing(name, vae)
+        curve = self._reconstructing(name, vae, self.settings)
         vae.save_pretrained(self.work / name / "vae")
         return curve
 
@@ -159,7 +160,7 @@ class Job:
 
     def narrow(self) -> Curve:
         """The base autoencoder, going on."""
-        return self._reconstructing(f"4-{self.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"))
+        return self._reconstructing(f"4-{self.seed}", AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae"), self.further)
 
     def _guided(self, vae: AutoencoderKL, text: Tensor) -> tuple[AutoencoderKL, GuidedLosses]:
         guide = AutoencoderKL.from_pretrained(self.work / f"guide-{self.seed}")
@@ -170,7 +171,7 @@ class Job:
         """The base autoencoder expanded, by Eq. (4)."""
         base = AutoencoderKL.from_pretrained(self.work / f"base-{self.seed}" / "vae")
         vae, losses = self._guided(expand_autoencoder(base, 16), torch.zeros(1, 1, 1))
-        curve = self._train(f"16-{self.seed}", Distilled(vae), losses.matching, lambda module: figures(module.vae, self.windows), self.settings)
+        curve = self._train(f"16-{self.seed}", Distilled(vae), losses.matching, lambda module: figures(module.vae, self.windows), self.further)
         vae.save_pretrained(self.work / f"16-{self.seed}")
         return curve
 
@@ -224,7 +225,7 @@ def trained_apart(asked: argparse.Namespace, job: str, seed: int) -> dict[str, A
     """What a training left, done in a process of its own."""
     kept = asked.work / f"{job}-{seed}.json"
     if not kept.is_file():
-        names = ("recipe", "photographs", "factor", "steps", "guide_steps", "joint_steps", "device", "precision", "work", "threads")
+        names = ("recipe", "photographs", "factor", "steps", "guide_steps", "further_steps", "joint_steps", "device", "precision", "work", "threads")
         command = [sys.executable, __file__, *(f"--{key.replace('_', '-')}={getattr(asked, key)}" for key in names), "--job", job, "--seed", str(seed)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -248,8 +249,9 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/embedded.toml"), help="whose held-out photographs are held out here")
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--factor", type=int, default=8, choices=(4, 8))
-    parser.add_argument("--steps", type=int, default=1200, help="of every autoencoder but the guide")
+    parser.add_argument("--steps", type=int, default=1200, help="of the base autoencoder")
     parser.add_argument("--guide-steps", type=int, default=2400)
+    parser.add_argument("--further-steps", type=int, default=2400, help="of the two that go on from the base")
     parser.add_argument("--joint-steps", type=int, default=400, help="of autoencoder and U-Net together, and of the base U-Net")
     parser.add_argument("--tiles", type=int, default=4000, help="training pictures")
     parser.add_argument("--seeds", type=int, default=3)
@@ -276,7 +278,7 @@ def main() -> None:
             found |= dict(zip(keys, pool.map(lambda key: trained_apart(asked, *key), keys), strict=True))
     one = replace(Job(asked).settings, seed=0)
     curves = [{"job": job, "seed": seed, **rows} for (job, seed), rows in found.items()]
-    about = {"factor": asked.factor, "settings": asdict(one), "guide_steps": asked.guide_steps}
+    about = {"factor": asked.factor, "settings": asdict(one), "guide_steps": asked.guide_steps, "further_steps": asked.further_steps}
     if not asked.autoencoders:
         about["joint_steps"] = asked.joint_steps
     write_result(f"expansion_scratch_f{asked.factor}", {**about, **summed(found, asked.seeds), "curves": curves}, asked.out)

@@ -4,6 +4,7 @@ A checkpoint of SD1.5's U-Net (16 channels, random weights, bf16) is written onc
 
     teacher     the network runs once (latents of 64 x 64, 77 tokens)
     130M, 173M  the same with a block of the default library at every stage: the candidates closest to these sizes
+    both        the teacher, then the candidate of 173 M, in one process: every weight of both is resident
     features    the teacher runs on a few samples, one stage's features go to disk in fp16; the size stated before beside the size there
     stage       that stage alone, read from the checkpoint, and its features: ten calibration steps of a surrogate block
 
@@ -24,12 +25,13 @@ import numpy as np
 import torch
 from dated import write_result
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from nas.blocks.calibration import CalibrationSettings, calibrate_block
 from nas.blocks.features import StageFeatures, collect_features, feature_bytes
 from nas.blocks.shards import Shards
 from nas.data import Samples
-from nas.graph import Step
+from nas.graph import StageGraph, Step
 from nas.progress import Quiet
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.counts import full_size_table, sd15_unet
@@ -68,23 +70,30 @@ def candidate_near(size: int) -> dict[str, str]:
     return {stage["name"]: stage["choices"][k]["name"] for stage, k in zip(table["stages"], best, strict=True)}
 
 
-def run(folder: Path, size: str) -> dict[str, Any]:
-    """A forward pass of the teacher, or of the candidate of about `size` parameters beside it."""
+def run(folder: Path, *sizes: str) -> dict[str, Any]:
+    """Forward passes of the teacher, or of the candidates of about these sizes beside it, one after another; figures of the last."""
     unet = teacher(folder)
     graph = unet_graph(unet)
-    blocks = {}
-    if size != "teacher":
-        chosen = candidate_near(int(size.removesuffix("M")) * 1_000_000)
-        for stage in library(graph):
-            recipe = stage.choices[stage.index(chosen[stage.name])].recipe
-            assert recipe is not None
-            blocks[stage.name] = recipe.build(graph[stage.name].module)
-    started = time.process_time()
-    with torch.no_grad():
-        graph.run(example_inputs(unet, 64), blocks)
+    for size in sizes:
+        blocks = {} if size == "teacher" else blocks_near(graph, size)
+        started = time.process_time()
+        with torch.no_grad():
+            graph.run(example_inputs(unet, 64), blocks)
+        seconds = time.process_time() - started
     swapped = sum(p.numel() for block in blocks.values() for p in block.parameters())
     fixed = sum(p.numel() for step in graph.steps if step.name not in blocks for p in step.module.parameters())
-    return {"params": swapped + fixed, "blocks": len(blocks), "cpu_s": round(time.process_time() - started, 1)}
+    return {"params": swapped + fixed, "blocks": len(blocks), "cpu_s": round(seconds, 1)}
+
+
+def blocks_near(graph: StageGraph, size: str) -> dict[str, nn.Module]:
+    """A block for every stage, of about so many parameters in all ("130M")."""
+    chosen = candidate_near(int(size.removesuffix("M")) * 1_000_000)
+    blocks = {}
+    for stage in library(graph):
+        recipe = stage.choices[stage.index(chosen[stage.name])].recipe
+        assert recipe is not None
+        blocks[stage.name] = recipe.build(graph[stage.name].module)
+    return blocks
 
 
 def features(folder: Path, stage: str, n: int) -> dict[str, Any]:
@@ -138,6 +147,7 @@ def child(case: str, folder: Path, asked: argparse.Namespace) -> None:
         "checkpoint": lambda: write_checkpoint(folder),
         "features": lambda: features(folder, asked.stage, asked.samples),
         "stage": lambda: stage_alone(folder, asked.stage),
+        "both": lambda: run(folder, "teacher", "173M"),
     }
     found = cases.get(case, lambda: run(folder, case))() or {}
     print(json.dumps({**found, "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
@@ -154,14 +164,14 @@ def main() -> None:
         return
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for case in ("checkpoint", "teacher", "130M", "173M", "features", "stage"):
+        for case in ("checkpoint", "teacher", "130M", "173M", "both", "features", "stage"):
             command = [sys.executable, __file__, "--samples", str(asked.samples), "--stage", asked.stage, "--child", case, folder]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
             found[case] = json.loads(done.stdout.splitlines()[-1])
             print(case, found[case], file=sys.stderr, flush=True)
-    memory = {case: found[case]["peak_rss_mb"] / found["teacher"]["peak_rss_mb"] for case in ("130M", "173M", "stage")}
+    memory = {case: found[case]["peak_rss_mb"] / found["teacher"]["peak_rss_mb"] for case in ("130M", "173M", "both", "stage")}
     write_result("full_size", {"dtype": "bfloat16", "threads": 1, "cases": found, "peak_over_teacher": memory})
 
 
