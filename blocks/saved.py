@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -204,8 +205,23 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], folder: Path | str) -
     found = [f"{len(names)} {kind}, such as '{names[0]}'" for kind, names in wrong.items() if names]
     if found:
         raise InputError(f"model folder '{folder}': the weights do not fit the model: {'; '.join(found)}; give a model of the class and sizes that were cut")
+    model.load_state_dict(_tied(model, weights), assign=True)
+
+
+def _tied(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights on the model's device; where the model has one parameter under several names, such as a tied head, one there too."""
+    made: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    own = model.state_dict(keep_vars=True)
     device = next((value.device for value in own.values()), None)
-    model.load_state_dict({name: value.to(device) for name, value in weights.items()}, assign=True)
+    for name, value in own.items():
+        same = first.setdefault(id(value), name)
+        if same != name and torch.equal(weights[same], weights[name]):
+            made[name] = made[same]
+        else:
+            moved = weights[name].to(device)
+            made[name] = nn.Parameter(moved, value.requires_grad) if isinstance(value, nn.Parameter) else moved
+    return made
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -95,7 +95,9 @@ class WeightsAndBiases:
     """A run of Weights & Biases, set up by its own environment variables."""
 
     def __init__(self, folder: Path) -> None:
-        self._run = _package("wandb").init(project="stage-nas", name=folder.parent.name, dir=str(folder))
+        wandb = _package("wandb")
+        with _starting("wandb"):
+            self._run = wandb.init(project="stage-nas", name=folder.parent.name, dir=str(folder))
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         self._run.log({**scalars, "step": step})
@@ -109,7 +111,8 @@ class MLflow:
 
     def __init__(self, folder: Path) -> None:
         self._mlflow = _package("mlflow")
-        self._mlflow.start_run(run_name=folder.parent.name)
+        with _starting("mlflow"):
+            self._mlflow.start_run(run_name=folder.parent.name)
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics({re.sub(r"[^\w./:-]", "_", name): value for name, value in scalars.items()}, step=step)
@@ -147,3 +150,12 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(f"logging to {name} needs its package; pip install {name}") from error
+
+
+@contextmanager
+def _starting(name: str) -> Iterator[None]:
+    """One line for whatever a package raises about its own set-up: no key, no server, another kind of store."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"logging to {name} could not start: {error}; set {name} up by its own environment variables, or leave --log out") from error

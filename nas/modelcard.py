@@ -15,7 +15,9 @@ from nas.trial import Trial
 NAME = "README.md"
 
 
-STORY = "stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them."
+UNTRAINED = "The network as a whole was not trained after that. It inherits its teacher's uses, limits, biases and licence."
+STORY = f"stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them. {UNTRAINED}"
+AS_IT_WAS = "the teacher of a search, as it was. Its uses, limits, biases and licence are its own."
 
 
 def card(problem: Problem, winner: Winner, config: Mapping[str, Mapping[str, Any]], loading: str = "") -> str:
@@ -40,7 +42,7 @@ def candidate_card(
     title = f"{space.name}: {'a network that was named' if replaced else 'the teacher, nothing replaced'}"
     divergence = ("not measured" if trial is None else _divergence(trial)) if replaced else "0"
     rows = [*_cost_rows(costs.of(space.teacher), costs.of(candidate)), f"| L, divergence from the teacher | 0 | {divergence} | |"]
-    return _text(title, STORY if replaced else "the teacher of a search, as it was.", rows, space.decode(candidate), config, loading)
+    return _text(title, STORY if replaced else AS_IT_WAS, rows, space.decode(candidate), config, loading)
 
 
 def _cost_rows(teacher: Mapping[str, float], chosen: Mapping[str, float]) -> list[str]:
@@ -57,7 +59,7 @@ def cascade_card(result: Mapping[str, Any], config: Mapping[str, Mapping[str, An
     title = f"{result['space']}: a network within eps {eps:g} of its teacher, its blocks recalibrated on their real inputs"
     story = (
         "stages of a trained network were replaced by cheaper blocks that were calibrated alone to imitate them, then fitted again in order, each on what "
-        "the blocks before it really hand on (`nas cascade`)."
+        f"the blocks before it really hand on (`nas cascade`). {UNTRAINED}"
     )
     rows = [
         *_cost_rows(result["teacher"], {metric: result[metric] for metric in result["teacher"]}),
@@ -72,8 +74,7 @@ def _text(title: str, story: str, rows: Sequence[str], chosen: Mapping[str, str]
     how = ["## Loading", "", "```python", *loading.splitlines(), "```", ""] if loading else []
     lines = [
         "---", "library_name: stage-nas", "tags: [neural-architecture-search, compression]", "---", "", f"# {title}", "",
-        (f"Found by stage-nas {nas.__version__}: {story} "
-        "The network as a whole was not trained after that. It inherits its teacher's uses, limits, biases and licence."), "",
+        f"Written by stage-nas {nas.__version__}: {story}", "",
         "| | teacher | this model | |", "|---|---|---|---|", *rows, "",
         "| stage | block |", "|---|---|", *(f"| {stage} | {choice} |" for stage, choice in chosen.items()), "",
         *how, "## Provenance", "", "| | |", "|---|---|",

@@ -233,6 +233,8 @@ class RunDirectory:
     def create(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes the folder and writes `run.toml`, or checks that the run already there has the same configuration.
 
+        A run that never got as far as its record, such as one whose space could not be made ready, takes the new one.
+
         Raises:
             InputError: the folder cannot be written.
             RunMismatch: a run with another configuration stands there.
@@ -308,7 +310,10 @@ class RunDirectory:
             for key, value in values.items()
             if found.get(section, {}).get(key) != value
         ]
-        if differing:
+        if differing and not (self.path / "study.db").exists() and not any(self.path.glob("winner*")):  # it stopped before its first trial
+            with self.lock():
+                write_whole(self.path / "run.toml", to_toml(config).encode())
+        elif differing:
             raise RunMismatch(f"run '{self.path}' was made with another configuration ({'; '.join(differing)}); use --new or another --name")
 
 

@@ -175,6 +175,34 @@ def test_a_model_whose_blocks_allow_it_needs_no_class_of_ours(tmp_path: Path) ->
     assert all(type(module).__module__.startswith("torch.") for module in free.modules())
 
 
+class Tied(nn.Module):
+    """A head that is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer, self.head = nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.layer(self.embed(x)))
+        return result
+
+
+def test_tied_weights_are_tied_in_the_loaded_model_too(tmp_path: Path) -> None:
+    x, recipe = {"x": torch.arange(5)}, LowRank(0.25)
+    whole = cut(Tied().eval(), ["layer"], Samples(x, torch.arange(5)))
+    block = recipe.build(whole["layer"].module)
+    save_model(whole, {"layer": (Choice("low", recipe), block)}, tmp_path)
+    loaded = load_model(tmp_path, Tied())
+    assert loaded.head.weight is loaded.embed.weight
+    assert torch.equal(loaded(x["x"]), whole.run(x, {"layer": block}))
+    untied = Tied()
+    untied.head.weight = nn.Parameter(torch.randn(5, 8))
+    apart = load_model(tmp_path, untied)
+    assert apart.head.weight is not apart.embed.weight
+    assert torch.equal(apart(x["x"]), loaded(x["x"]))
+
+
 def test_a_model_that_needs_us_says_which_module_does(tmp_path: Path) -> None:
     saved(tmp_path, low=Bypass())
     with pytest.raises(ContractError, match=r"'layers.0' is a Restored of this toolkit"):

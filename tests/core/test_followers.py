@@ -99,6 +99,13 @@ def test_other_loggers_call_their_packages_or_say_what_is_missing(tmp_path: Path
     nas.search("synthetic:3", 0.02, workdir=tmp_path, name="other", trials=2, optimizer="random", log=["mlflow"])
     assert logged[-1] == ([], -1)
     assert not any(" " in name for names, _ in logged for name in names)
+
+    def refuse(**_: object) -> None:
+        raise RuntimeError("no server there")
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(start_run=refuse))
+    with pytest.raises(InputError, match="logging to mlflow could not start: no server there"):
+        nas.search("synthetic:3", 0.02, workdir=tmp_path, name="third", trials=1, optimizer="random", log=["mlflow"])
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(InputError, match="pip install mlflow"):
         LOGGERS.get("mlflow")(tmp_path)

@@ -41,8 +41,21 @@ def test_a_run_made_with_another_configuration_is_refused_with_the_difference(tm
     run = RunDirectory(tmp_path / "run")
     run.create(CONFIG)
     run.create(CONFIG)
+    run.record()
     with pytest.raises(RunMismatch, match=r"search\.seed: 0 there, 1 now"):
         run.create({**CONFIG, "search": {"eps": [0.1], "seed": 1}})
+
+
+def test_a_run_that_stopped_before_its_record_takes_a_mended_configuration_unless_it_is_in_use(tmp_path: Path) -> None:
+    run, mended = RunDirectory(tmp_path / "run"), {**CONFIG, "search": {"eps": [0.1], "seed": 1}}
+    run.create(CONFIG)
+    with run.lock(), pytest.raises(RunInUse):
+        RunDirectory(tmp_path / "run").create(mended)
+    run.create(mended)
+    assert run.config() == mended
+    (run.path / "winner").mkdir()
+    with pytest.raises(RunMismatch):
+        run.create(CONFIG)
 
 
 def test_reset_moves_the_old_run_aside(tmp_path: Path) -> None:
