@@ -28,9 +28,9 @@ from nas.trial import Trial
 SHORTLIST = 256
 FOR_STATEMENT = 2048
 ENUMERABLE = 20_000_000
-STALL = 12
-STALL_STRIDE = 4
-"""After `STALL` proposals without improvement one in `STALL_STRIDE` measures a block alone: rarely, since it is mostly one that nothing is hoped from."""
+STALL = 24
+STALL_STRIDE = 6
+"""After `STALL` proposals without improvement one in `STALL_STRIDE` measures a block alone: late and rarely, since mostly nothing is hoped from it."""
 LEAST_TRIALS = 5
 """Measurements before which the models are not trusted to stop a search."""
 

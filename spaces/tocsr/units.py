@@ -42,20 +42,28 @@ class SeparableConv2d(nn.Sequential):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "SeparableConv2d":
         """The best rank-1 fit to each input channel's kernels, `(out, 9) ~ pointwise (out) x depthwise (9)`."""
-        separable = cls(conv.in_channels, conv.out_channels, conv.stride[0], int(conv.padding[0]))
+        with torch.device("meta"):
+            separable = cls(conv.in_channels, conv.out_channels, conv.stride[0], int(conv.padding[0]))
+        separable = separable.to(conv.weight.dtype).to_empty(device=conv.weight.device)
         depthwise, pointwise = separable
         assert isinstance(depthwise, nn.Conv2d)
         assert isinstance(pointwise, nn.Conv2d)
         if not conv.weight.is_meta:
             with torch.no_grad():
-                kernels = conv.weight.float().flatten(2).transpose(0, 1)  # (in, out, 9)
-                u, sigma, v = torch.linalg.svd(kernels, full_matrices=False)
-                scale = sigma[:, 0].sqrt()
-                depthwise.weight.copy_((v[:, 0] * scale[:, None]).view_as(depthwise.weight))
-                pointwise.weight.copy_((u[:, :, 0] * scale[:, None]).T.reshape_as(pointwise.weight))
+                for first in range(0, conv.in_channels, _AT_ONCE):
+                    some = slice(first, first + _AT_ONCE)
+                    kernels = conv.weight[:, some].float().flatten(2).transpose(0, 1)  # (some, out, 9)
+                    u, sigma, v = torch.linalg.svd(kernels, full_matrices=False)
+                    scale = sigma[:, 0].sqrt()
+                    depthwise.weight[some] = (v[:, 0] * scale[:, None]).view(-1, 1, 3, 3)
+                    pointwise.weight[:, some] = (u[:, :, 0] * scale[:, None]).T[:, :, None, None]
                 nn.init.zeros_(depthwise.bias)  # type: ignore[arg-type]
                 pointwise.bias.copy_(conv.bias)  # type: ignore[union-attr,arg-type]
         return separable
+
+
+_AT_ONCE = 64
+"""Input channels whose kernels are factorised together: all at once would take several times the convolution's memory."""
 
 
 class SelfAttention2D(nn.Module):
@@ -89,22 +97,24 @@ def groups_like(norm: nn.GroupNorm, channels: int) -> int:
 
 
 def like_resnet(source: ResnetBlock2D, in_channels: int, inner: int) -> ResnetBlock2D:
-    """A new residual block with the source's settings and output width, other input and inner widths."""
-    block = ResnetBlock2D(
-        in_channels=in_channels,
-        out_channels=inner,
-        conv_2d_out_channels=source.conv2.out_channels,
-        temb_channels=source.time_emb_proj.in_features,
-        groups=groups_like(source.norm1, in_channels),
-        groups_out=groups_like(source.norm2, inner),
-        eps=source.norm1.eps,
-        time_embedding_norm=source.time_embedding_norm,
-        skip_time_act=source.skip_time_act,
-        output_scale_factor=source.output_scale_factor,
-        dropout=source.dropout.p,
-    )
+    """A new residual block with the source's settings, dtype and output width, other input and inner widths; its weights are still to be written."""
+    with torch.device("meta"):
+        block = ResnetBlock2D(
+            in_channels=in_channels,
+            out_channels=inner,
+            conv_2d_out_channels=source.conv2.out_channels,
+            temb_channels=source.time_emb_proj.in_features,
+            groups=groups_like(source.norm1, in_channels),
+            groups_out=groups_like(source.norm2, inner),
+            eps=source.norm1.eps,
+            time_embedding_norm=source.time_embedding_norm,
+            skip_time_act=source.skip_time_act,
+            output_scale_factor=source.output_scale_factor,
+            dropout=source.dropout.p,
+        )
     block.nonlinearity = copy.deepcopy(source.nonlinearity)
-    return block
+    weight = source.conv1.weight
+    return block.to(weight.dtype).to_empty(device=weight.device)
 
 
 def bottleneck(source: ResnetBlock2D, divisor: int) -> ResnetBlock2D:
@@ -130,10 +140,8 @@ def bottleneck(source: ResnetBlock2D, divisor: int) -> ResnetBlock2D:
 
 def separable(source: ResnetBlock2D) -> ResnetBlock2D:
     """The residual block with both 3x3 convolutions depthwise-separable."""
-    block = copy.deepcopy(source)
-    block.conv1 = SeparableConv2d.of(source.conv1)
-    block.conv2 = SeparableConv2d.of(source.conv2)
-    return block
+    light: dict[int, Any] = {id(conv): SeparableConv2d.of(conv) for conv in (source.conv1, source.conv2)}
+    return copy.deepcopy(source, light)  # with these in the places of the convolutions, which are not copied
 
 
 def projection(source: ResnetBlock2D) -> Projection:
@@ -155,7 +163,7 @@ def merged(sources: list[ResnetBlock2D]) -> ResnetBlock2D:
     """One residual block that reads what a row of them reads, `(h, skip, skip, ...)` of the up path concatenated.
 
     Its shortcut is the row's straight path composed; its first convolution reads the hidden state and the first skip as the
-    first block does and every other skip as that skip's own block does.
+    first block does and every other skip as that skip's own block does. What follows is the last block's own: units are made from copies of this.
     """
     out = sources[0].conv2.out_channels
     widths = [sources[0].in_channels, *(source.in_channels - out for source in sources[1:])]
@@ -164,7 +172,10 @@ def merged(sources: list[ResnetBlock2D]) -> ResnetBlock2D:
         return block
     pairs = list(zip(sources, widths, strict=True))
     with torch.no_grad():
-        block.conv1.weight.copy_(torch.cat([source.conv1.weight[:, -width:] for source, width in pairs], dim=1))
+        first = 0
+        for source, width in pairs:
+            block.conv1.weight[:, first : first + width] = source.conv1.weight[:, -width:]
+            first += width
         block.conv1.bias.copy_(sources[0].conv1.bias)
         block.norm1.weight.copy_(torch.cat([source.norm1.weight[-width:] for source, width in pairs]))
         block.norm1.bias.copy_(torch.cat([source.norm1.bias[-width:] for source, width in pairs]))
@@ -172,7 +183,7 @@ def merged(sources: list[ResnetBlock2D]) -> ResnetBlock2D:
         block.conv_shortcut.weight.copy_(weight[:, :, None, None])
         block.conv_shortcut.bias.copy_(bias)
     for name in ("time_emb_proj", "norm2", "conv2"):
-        _inherit(getattr(block, name), getattr(sources[-1], name))
+        setattr(block, name, getattr(sources[-1], name))
     return block
 
 

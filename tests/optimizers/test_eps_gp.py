@@ -290,7 +290,7 @@ def test_dominated_choices_are_named_and_come_last() -> None:
 
 def test_a_stalled_search_measures_an_untried_block_alone() -> None:
     problem = make_problem([4] * 5)
-    candidates: list[Candidate] = [(a, b, c, d, 3) for a in (2, 3) for b in (2, 3) for c in (2, 3) for d in (2, 3)]
+    candidates: list[Candidate] = list(itertools.product((2, 3), repeat=5))
     trials = told(problem, candidates[:STALL], lambda c: 1.0)
     proposed = EpsGP(problem).propose(trials)[0]
     assert sum(k > 0 for k in proposed) == 1

@@ -151,15 +151,19 @@ def _without_reference(name: str) -> Callable[[], Metric]:
     return make
 
 
+def _install(package: str, weights: str) -> str:
+    return f"pip install {package}; without internet put its weights at {weights} in torch's hub folder, by default ~/.cache/torch/hub"
+
+
 METRICS: dict[str, Kind] = {
     "psnr": Kind(lambda: Mean(psnr), True, 2),
     "psnr_y": Kind(lambda: Mean(psnr_y), True, 2),
     "ssim": Kind(lambda: Mean(ssim), True, 4),
     "gmsd": Kind(lambda: Mean(gmsd), False, 4),
-    "lpips": Kind(_Perceptual, False, 4, "pip install lpips; without internet put AlexNet's weights into torch's hub cache"),
-    "fid": Kind(_Frechet, False, 2, "pip install torch-fidelity; without internet put its Inception weights into torch's hub cache"),
-    "niqe": Kind(_without_reference("niqe"), False, 2, "pip install pyiqa; without internet put its weights into pyiqa's cache"),
-    "musiq": Kind(_without_reference("musiq"), True, 2, "pip install pyiqa; without internet put its weights into pyiqa's cache"),
+    "lpips": Kind(_Perceptual, False, 4, _install("lpips", "checkpoints/alexnet-owt-7be5be79.pth")),
+    "fid": Kind(_Frechet, False, 2, _install("torch-fidelity", "checkpoints/weights-inception-2015-12-05-6726825d.pth")),
+    "niqe": Kind(_without_reference("niqe"), False, 2, _install("pyiqa", "pyiqa/niqe_modelparameters.mat")),
+    "musiq": Kind(_without_reference("musiq"), True, 2, _install("pyiqa", "pyiqa/musiq_koniq_ckpt-e95806b9.pth")),
 }
 ALWAYS = tuple(name for name, kind in METRICS.items() if not kind.install)
 

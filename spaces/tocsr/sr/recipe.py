@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -153,10 +153,10 @@ def made(kind: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
     for key, value in values.items():
         if not _fits(value, types[key]):
             raise InputError(f"{where}: '{key}' must be {_words(types[key])}, got {value!r:.60}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: {str(error).partition('() ')[2] or error}") from error
+    needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]  # type: ignore[arg-type]
+    if absent := [name for name in needed if name not in values]:
+        raise InputError(f"{where} must have '{absent[0]}'")
+    return kind(**values)
 
 
 def _fits(value: object, kind: Any) -> bool:

@@ -37,7 +37,7 @@ def test_the_papers_recipe_is_pure_eq_23_on_the_papers_latent() -> None:
         ('[expand]\nteacher = "A"', r"\[expand\]: data must name at least one folder of pictures"),
         ("[distill]\nhrr = 1.0", "has no entry 'hrr'"),
         ("[adapt]\nstepss = 1", "has no entry 'stepss'"),
-        ("[search]", r"\[photographs\]: missing 1 required positional argument: 'folder'"),
+        ("[search]", r"\[photographs\] must have 'folder'"),
     ],
 )
 def test_a_wrong_entry_is_named(text: str, message: str, tmp_path: Path) -> None:
