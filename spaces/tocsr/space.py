@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.blocks.calibration import CalibrationSettings
+from nas.blocks.saved import save_model
 from nas.data import Samples
 from nas.errors import InputError
 from nas.evaluators.divergence import Settings
@@ -20,12 +21,14 @@ from nas.spaces.tocsr.compact import CompactUNet, architecture_diff
 from nas.spaces.tocsr.library import LIBRARY_VERSION, bk_sdm_designs
 from nas.spaces.tocsr.library import library as stages_of
 from nas.spaces.tocsr.recipes import LEGEND
+from nas.spaces.tocsr.stages import Stage as UNetStage
 from nas.spaces.tocsr.teacher import EMBEDDED, load_teacher
 from nas.spaces.tocsr.unet import unet_graph
 
 LOADING = """from nas.spaces.tocsr import CompactUNet
 
-unet = CompactUNet.from_pretrained("FOLDER")  # a diffusers UNet2DConditionModel, called like one"""
+unet = CompactUNet.from_pretrained("FOLDER")  # a diffusers UNet2DConditionModel, called like one
+# with a block of your own in it: nas.blocks.saved.load_graph("FOLDER", nas.spaces.tocsr.unet.unet_graph(TEACHER))"""
 
 
 def tocsr_unet(
@@ -48,6 +51,9 @@ def tocsr_unet(
     unet = found.unet
 
     def save(chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
+        if not all(isinstance(block, UNetStage) for _, block in chosen.values()):  # blocks of one's own make no CompactUNet
+            save_model(graph, chosen, folder)
+            return
         recipes = {stage: (choice.recipe, block) for stage, (choice, block) in chosen.items()}
         model = CompactUNet.assemble(unet, recipes)
         model.save_pretrained(folder)
