@@ -33,9 +33,10 @@ SWALLOWING = """
 
 
 def interrupted(work: str, number: signal.Signals, times: int = 1) -> tuple[int, str]:
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell ignores it, and its children would
+    heard = {own: signal.signal(own, signal.SIG_DFL) for own in (signal.SIGINT, signal.SIGHUP)}  # ignored in the background or under nohup, and by children
     process = subprocess.Popen([sys.executable, "-c", PREAMBLE.format(work=work)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGINT, heard)
+    for own, handler in heard.items():
+        signal.signal(own, handler)
     assert process.stdout is not None
     process.stdout.readline()
     for _ in range(times):
