@@ -165,6 +165,7 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
         """The model saved in a folder (or hub repository); takes diffusers' options, such as `torch_dtype` and `subfolder`.
 
         Raises:
+            InputError: there is no such folder, and no hub repository has such a name.
             DamagedFile: a weight is missing, unexpected or of another shape.
         """
         options["output_loading_info"] = True
@@ -172,6 +173,8 @@ class CompactUNet(UNet2DConditionModel):  # type: ignore[misc]
         folder = Path(pretrained_model_name_or_path, options.get("subfolder") or "")
         if folder.is_dir():
             _check_folder(folder)
+        elif len(Path(pretrained_model_name_or_path).parts) != 2:  # a repository is OWNER/NAME; diffusers would ask the hub for long
+            raise InputError(f"no model folder '{folder}'; a search writes one under its run, such as runs/NAME/winner")
         try:
             loaded: tuple[CompactUNet, dict[str, Any]] = super().from_pretrained(pretrained_model_name_or_path, **options)
         except NasError:

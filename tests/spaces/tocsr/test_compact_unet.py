@@ -257,3 +257,9 @@ def test_graph_of_a_compact_network_ends_with_its_noise_conversion(teacher: Comp
 
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_folder_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    for missing in (tmp_path / "winner", "runs/tocsr_unet-XXXXXXXX/winner"):
+        with pytest.raises(InputError, match="no model folder '.*winner'; a search writes one under its run"):
+            CompactUNet.from_pretrained(missing)
