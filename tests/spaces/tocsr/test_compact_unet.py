@@ -261,5 +261,5 @@ def edit(path: Path, **changes: object) -> None:
 
 def test_a_folder_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     for missing in (tmp_path / "winner", "runs/tocsr_unet-XXXXXXXX/winner"):
-        with pytest.raises(InputError, match="no model folder '.*winner'; a search writes one under its run"):
+        with pytest.raises(InputError, match=r"no model folder '.*winner'; a search writes one under its run"):
             CompactUNet.from_pretrained(missing)
