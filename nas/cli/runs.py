@@ -59,6 +59,7 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
+    from nas.files import copy_whole
     from nas.record import RunDirectory
     from nas.summary import check_winner, winner_folder
 
@@ -72,7 +73,7 @@ def export(
         else:
             folder = winner_folder(directory, eps)
             check_winner(folder)
-            shutil.copytree(folder, to)
+            copy_whole(folder, to)
     except OSError as error:
         raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
     pushed = None
@@ -107,4 +108,8 @@ def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: boo
         known = record.trials() if recorded == [[choice.name for choice in stage.choices] for stage in task.space.stages] else []
     trial = next((trial for trial in known if trial.candidate == candidate), None)
     task.export(candidate, to)
-    write_card(to, candidate_card(task.space, task.costs, candidate, trial, config, task.loading))
+    try:
+        write_card(to, candidate_card(task.space, task.costs, candidate, trial, config, task.loading))
+    except OSError:
+        shutil.rmtree(to, ignore_errors=True)
+        raise
