@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def show(run: options.Run, json: options.Json = False) -> None:
     """Show what a run found; of an unfinished run, what is known so far."""
     from nas.cli.results import print_result
-    from nas.record import RunDirectory
+    from nas.record import RunDirectory, search_command
     from nas.summary import summarize, trial_row
 
     directory = RunDirectory.open(run)
@@ -27,7 +27,8 @@ def show(run: options.Run, json: options.Json = False) -> None:
         names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
         print_json({**summary, "trials": [trial_row(trial, names) for trial in trials]})
     elif table is None:
-        out.print("no trial yet: the run has not finished preparing its space; start the same `nas search` again")
+        command = search_command(run, directory.config())
+        out.print(f"no trial yet: the run has not finished preparing its space; go on with: {command}", soft_wrap=True, markup=False)
     else:
         print_result(summary, table)
 

@@ -242,7 +242,23 @@ def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path:
     done = nas("show", str(run.path))
     assert done.returncode == 0
     assert "no trial yet" in done.stdout
+    assert f"go on with: nas search --space demo --eps 0.1 --workdir {tmp_path} --name run" in done.stdout
     assert json.loads(nas("show", str(run.path), "--json").stdout)["trials"] == []
+
+
+def test_a_run_without_a_record_is_told_from_no_run_and_from_one_that_lost_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    done = nas("show", str(run.path))
+    assert done.returncode == 2
+    assert (
+        f"has made no trial yet: its blocks are being calibrated, or that was interrupted; go on with: nas search --space demo --eps 0.1 --workdir {tmp_path}"
+        in done.stderr
+    )
+    (run.path / "report.html").touch()
+    assert "has lost its record (no study.db)" in nas("show", str(run.path)).stderr
+    (run.path / "run.toml").unlink()
+    assert "is not a run directory" in nas("show", str(run.path)).stderr
 
 
 def test_a_closed_pipe_is_no_error(table: Path) -> None:
