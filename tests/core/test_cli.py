@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -190,6 +191,7 @@ def test_a_second_search_on_a_run_in_use_is_refused(table: Path) -> None:
 def test_export_to_a_place_that_cannot_be_written_is_one_clear_line(table: Path) -> None:
     run = Path(search_table(table, "--eps", "0.003")["run"])
     (run / "winner").mkdir()
+    write_manifest(run / "winner")
     (table.parent / "file").write_text("")
     with Record(run / "study.db") as record:
         result = record.fact("result")
@@ -233,6 +235,13 @@ def test_a_damaged_winner_is_not_exported(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "weights is damaged" in done.stderr
     assert not (tmp_path / "bad").exists()
+    (run.path / "winner/manifest.json").unlink()
+    assert "no manifest.json that vouches for it; `nas doctor" in nas("export", str(run.path), "--to", str(tmp_path / "bad")).stderr
+    shutil.rmtree(run.path / "winner")
+    done = nas("export", str(run.path), "--to", str(tmp_path / "bad"))
+    assert done.returncode == 2
+    assert f"{run.path / 'winner'} is missing; this saves it again: nas search --space demo --eps 0.1" in done.stderr
+    assert "winner is missing; the same `nas search` saves it again" in nas("show", str(run.path)).stdout
 
 
 def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path: Path) -> None:
