@@ -244,9 +244,11 @@ class RunDirectory:
             command = search_command(self.path, self.config())
         except DamagedFile:
             command = "the same `nas search`"
-        if any(next(self.path.glob(made), None) for made in ("winner*", "report*.html", "study.db.damaged-*")):
+        if any(next(self.path.glob(made), None) for made in ("winner*", "study.db*", "report.before-repair-*")):
             raise DamagedFile(f"run '{self.path}' has lost its record (no study.db); put it back from a copy, or start afresh with: {command} --new")
-        raise InputError(f"run '{self.path}' has made no trial yet: its blocks are being calibrated, or that was interrupted; go on with: {command}")
+        raise InputError(
+            f"run '{self.path}' has made no trial yet (no study.db): its blocks are being calibrated, or that was interrupted; go on with: {command}"
+        )
 
     def create(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes the folder and writes `run.toml`, or checks that the run already there has the same configuration.

@@ -260,11 +260,11 @@ def test_a_run_without_a_record_is_told_from_no_run_and_from_one_that_lost_it(tm
     run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
     done = nas("show", str(run.path))
     assert done.returncode == 2
-    assert (
-        f"has made no trial yet: its blocks are being calibrated, or that was interrupted; go on with: nas search --space demo --eps 0.1 --workdir {tmp_path}"
-        in done.stderr
-    )
-    (run.path / "report.html").touch()
+    assert "has made no trial yet (no study.db)" in done.stderr
+    assert f"go on with: nas search --space demo --eps 0.1 --workdir {tmp_path} --name run" in done.stderr
+    assert nas("report", str(run.path)).returncode == 0
+    assert "has made no trial yet" in nas("show", str(run.path)).stderr
+    (run.path / "winner").mkdir()
     assert "has lost its record (no study.db)" in nas("show", str(run.path)).stderr
     (run.path / "run.toml").unlink()
     assert "is not a run directory" in nas("show", str(run.path)).stderr
