@@ -27,7 +27,7 @@ STEP = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """The winner with one other choice; `saves` cost (negative: costs more), `allowed` by bounds on known costs."""
+    """The winner with one other choice; `saves` cost (negative: costs more), `allowed` by bounds on known costs, `rejected` by held-out samples."""
 
     stage: str
     before: str
@@ -37,11 +37,12 @@ class Neighbour:
     divergence: Estimate | None
     feasible: bool
     allowed: bool
+    rejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A bound with where the winner stands; it binds if some cheaper neighbour is kept out by it alone (`keeps_out` of them)."""
+    """A bound with where the winner stands; it binds if some cheaper neighbour is kept out by it alone (`keeps_out` of them, L also on held-out samples)."""
 
     bound: str
     value: float
@@ -144,8 +145,8 @@ def explain(findings: Findings, forecast: Forecast | None) -> list[Explanation]:
 def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanation:
     trial, problem = winner.trial, forecast.problem
     assert trial is not None
-    neighbours = _neighbours(problem, trial, winner.eps, forecast)
-    other = _other_eps(forecast, winner.eps)
+    neighbours = _neighbours(problem, trial, winner, forecast)
+    other = _other_eps(forecast, winner, trial.costs[problem.objective])
     return Explanation(
         eps=winner.eps,
         feasible=winner.feasible,
@@ -156,7 +157,7 @@ def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanati
         divergence=trial.divergence,
         stderr=trial.stderr,
         neighbours=tuple(neighbours),
-        bounds=tuple(_bounds(problem, trial, winner.eps, forecast)),
+        bounds=tuple(_bounds(problem, trial, winner, forecast)),
         other_eps=other,
         prices=tuple(_prices(problem, trial, neighbours, forecast)),
         additivity=_additivity(problem, trial, forecast),
@@ -174,30 +175,32 @@ def _doubts(winner: Found, forecast: Forecast) -> list[str]:
     return out
 
 
-def _neighbours(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> list[Neighbour]:
+def _neighbours(problem: Problem, trial: Trial, winner: Found, forecast: Forecast) -> list[Neighbour]:
     """Every candidate that differs from the winner at one stage, cheapest first."""
-    a, cost = trial.candidate, trial.costs[problem.objective]
+    a, cost, refused = trial.candidate, trial.costs[problem.objective], dict(winner.rejected)
     swaps = [(s, k) for s, size in enumerate(problem.space.sizes) for k in range(size) if k != a[s]]
     candidates = [_with(a, s, k) for s, k in swaps]
     rows = []
     for (s, k), candidate, estimate, allowed in zip(swaps, candidates, forecast.of(candidates), _allowed(problem, candidates), strict=True):
         stage = problem.space.stages[s]
         total = problem.costs.of(candidate)[problem.objective]
-        feasible = estimate is not None and estimate.value <= eps
-        rows.append(Neighbour(stage.name, stage.choices[a[s]].name, stage.choices[k].name, total, cost - total, estimate, feasible, allowed))
+        rejected = candidate in refused
+        feasible = estimate is not None and estimate.value <= winner.eps and not rejected
+        rows.append(Neighbour(stage.name, stage.choices[a[s]].name, stage.choices[k].name, total, cost - total, estimate, feasible, allowed, rejected))
     return sorted(rows, key=lambda row: (row.cost, row.stage))
 
 
-def _bounds(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> list[Bounded]:
+def _bounds(problem: Problem, trial: Trial, winner: Found, forecast: Forecast) -> list[Bounded]:
     """L and every bound on a known cost, and how many cheaper neighbours each keeps out alone."""
-    a = trial.candidate
+    a, eps, refused = trial.candidate, winner.eps, dict(winner.rejected)
     candidates = [_with(a, s, k) for s, size in enumerate(problem.space.sizes) for k in range(size) if k != a[s]]
     cheaper = [c for c in candidates if problem.costs.of(c)[problem.objective] < trial.costs[problem.objective]]
     broken = []
     for candidate, estimate in zip(cheaper, forecast.of(cheaper), strict=True):
         costs = problem.costs.of(candidate)
         over = [b.metric for b in problem.bounds if costs[b.metric] > b.limit * (1 + 1e-12)]
-        broken.append(over + (["L"] if estimate is not None and estimate.value > eps else []))
+        diverges = candidate in refused or (estimate is not None and estimate.value > eps)
+        broken.append(over + (["L"] if diverges else []))
 
     def alone(name: str) -> int:
         return sum(over == [name] for over in broken)
@@ -206,14 +209,18 @@ def _bounds(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> l
     return rows + [Bounded(f"{b.metric} <= {amount(b.limit)}", trial.costs[b.metric], b.limit, alone(b.metric)) for b in problem.bounds]
 
 
-def _other_eps(forecast: Forecast, eps: float) -> tuple[OtherEps, ...]:
-    if eps <= 0 or forecast.model is None:
+def _other_eps(forecast: Forecast, winner: Found, cost: float) -> tuple[OtherEps, ...]:
+    """The cheapest feasible cost below, at and above eps; at a smaller eps nothing is cheaper than a feasible winner at this one."""
+    if winner.eps <= 0 or forecast.model is None:
         return ()
+    held_out = forecast.corrected(dict(winner.rejected))
     rows = []
-    for other in (eps * (1 - STEP), eps, eps * (1 + STEP)):
-        found = forecast.cost_at(other)
+    for other in (winner.eps * (1 - STEP), winner.eps, winner.eps * (1 + STEP)):
+        found = held_out.cost_at(other)
         assert found is not None
-        rows.append(OtherEps(other, *found))
+        floor = cost if winner.feasible and other < winner.eps else -math.inf
+        low, middle, high = (max(value, floor) for value in found)
+        rows.append(OtherEps(other, low, middle, high))
     return tuple(rows)
 
 
@@ -222,7 +229,11 @@ def _prices(problem: Problem, trial: Trial, neighbours: Sequence[Neighbour], for
     base = {"measured": trial.divergence or 0.0, "predicted": forecast.predicted(trial.candidate) or 0.0}
     rows = []
     for stage in problem.space.stages:
-        own = [(n, n.divergence.value - base[n.divergence.source]) for n in neighbours if n.stage == stage.name and n.divergence is not None and n.saves != 0]
+        own = [
+            (n, n.divergence.value - base[n.divergence.source])
+            for n in neighbours
+            if n.stage == stage.name and n.divergence is not None and n.saves != 0 and not n.rejected
+        ]
         down = [(n.saves / added if added > 0 else math.inf, n.after) for n, added in own if n.saves > 0]
         up = [(-added / -n.saves, n.after) for n, added in own if n.saves < 0 and added < 0]
         best_down, best_up = max(down, default=None), max(up, default=None)

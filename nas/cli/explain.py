@@ -97,7 +97,7 @@ def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None
     out.print(f"cheaper networks one swap away, least divergent first ({len(near)} of {len(cheaper)}; --json lists all {len(neighbours)})")
     table = Table("stage", "swap", objective, "saves", "L (~ predicted, 90 % interval)", "", box=SIMPLE_HEAD)
     for n in near:
-        verdict = "" if n.allowed else "breaks a bound"
+        verdict = "breaks a bound" if not n.allowed else "rejected on held-out" if n.rejected else ""
         verdict = verdict or ("feasible" if n.feasible else "above eps" if n.divergence else "unknown")
         table.add_row(n.stage, f"{n.before} -> {n.after}", amount(n.cost), amount(n.saves), str(n.divergence or "-"), verdict)
     out.print(table)

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import nas
 from nas.errors import InputError
 from nas.explain import Explanation, explain
-from nas.findings import read_run
+from nas.findings import Findings, read_run
 from nas.names import resolve_space
 from nas.progress import Quiet
 from nas.report.forecast import Forecast, forecast, references
@@ -66,6 +67,41 @@ def test_a_larger_eps_never_costs_more(explained: tuple[Explanation, Forecast]) 
     assert smaller.middle >= same.middle >= larger.middle
     assert all(other.low <= other.middle <= other.high for other in explained[0].other_eps)
     assert same.high <= explained[0].cost
+
+
+@pytest.fixture(scope="module")
+def refused(run: Path) -> Findings:
+    """The run with every feasible candidate cheaper than one neighbour of its winner refused by held-out samples, the winner among them."""
+    findings = read_run(run)
+    space, eps = findings.problem.space, findings.eps[0]  # type: ignore[union-attr]
+    first = findings.winners[0].trial
+    assert first is not None
+    feasible = [t for t in findings.trials if t.divergence is not None and t.divergence <= eps]
+    near = [t for t in feasible if sum(k != a for k, a in zip(t.candidate, first.candidate, strict=True)) == 1]
+    held = min(near, key=lambda t: t.costs["params"])
+    cheaper = [t for t in feasible if t.costs["params"] < held.costs["params"]]
+    result = dict(findings.facts["result"])
+    rejected = [{"candidate": space.decode(t.candidate), "divergence": t.divergence, "heldout_divergence": 1.3 * eps} for t in cheaper]
+    result["winners"] = [{**result["winners"][0], "candidate": space.decode(held.candidate), "rejected": rejected}]
+    return replace(findings, facts={**findings.facts, "result": result})
+
+
+def test_candidates_that_held_out_samples_refused_are_not_feasible_neighbours(refused: Findings) -> None:
+    explanation = explain(refused, forecast(refused))[0]
+    marked = [n for n in explanation.neighbours if n.rejected]
+    assert marked
+    assert not any(n.feasible for n in marked)
+    assert all(n.divergence is not None and n.divergence.value <= explanation.eps and n.saves > 0 for n in marked)
+    assert not any(n.feasible and n.saves > 0 and n.divergence and n.divergence.source == "measured" for n in explanation.neighbours)
+    assert explanation.bounds[0].keeps_out >= len(marked)
+    assert not {(n.stage, n.after) for n in marked} & {(price.stage, price.cheaper) for price in explanation.prices}
+
+
+def test_a_smaller_eps_never_promises_a_cheaper_network_than_the_winner(refused: Findings) -> None:
+    explanation = explain(refused, forecast(refused))[0]
+    smaller, same, larger = explanation.other_eps
+    assert smaller.low >= explanation.cost
+    assert smaller.middle >= same.middle >= larger.middle
 
 
 def test_pairs_and_prices_cover_the_replaced_stages(explained: tuple[Explanation, Forecast]) -> None:
