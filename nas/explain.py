@@ -23,6 +23,8 @@ from nas.trial import Trial
 
 STEP = 0.1
 """How much smaller and larger eps is asked about."""
+UNKNOWN = 0.9
+"""A predicted part of L whose 90 % interval is wider than this share of L says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,10 @@ class Additivity:
 
 @dataclass(frozen=True, slots=True)
 class NewBlock:
-    """What a better block at a stage would be worth: one of half the cost and the same L, or one of the same cost and half the stage's part of L."""
+    """What a better block at a stage would be worth: one of half the cost and the same L, or one of the same cost and half the stage's part of L.
+
+    The part is None where the stage has the teacher's block, and where it is unknown; a predicted one has a 90 % interval, a measured one a standard error.
+    """
 
     stage: str
     choice: str
@@ -98,6 +103,20 @@ class NewBlock:
     part_of_divergence: float | None
     half_error_saves: float | None
     part_measured: bool = False
+    part_low: float | None = None
+    part_high: float | None = None
+
+    @property
+    def part(self) -> Estimate | None:
+        """The part as other divergences are shown."""
+        if self.part_of_divergence is None or self.part_low is None or self.part_high is None:
+            return None
+        return Estimate(self.part_of_divergence, self.part_low, self.part_high, "measured" if self.part_measured else "predicted")
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the stage is replaced and nobody knows what that adds to L."""
+        return self.choice != "teacher" and self.part_of_divergence is None
 
 
 @dataclass(frozen=True)
@@ -125,6 +144,8 @@ class Explanation:
         found = asdict(self)
         for row, bound in zip(found["bounds"], self.bounds, strict=True):
             row["binds"] = bound.binds
+        for row, block in zip(found["new_blocks"], self.new_blocks, strict=True):
+            row["unknown"] = block.unknown
         return found
 
 
@@ -271,20 +292,31 @@ def _new_blocks(problem: Problem, trial: Trial, forecast: Forecast, other: Seque
     worth = (other[0].middle - other[2].middle) / (other[2].eps - other[0].eps) if other and other[2].eps > other[0].eps else None
     rows = []
     for s, (stage, estimate) in enumerate(zip(problem.space.stages, without, strict=True)):
-        part = None if a[s] == 0 else _part(trial.divergence or 0.0, estimate, whole)
+        elsewhere = any(t.candidate[s] == a[s] and t.candidate != a for t in forecast.trials)
+        part = None if a[s] == 0 else _part(trial, estimate, whole if elsewhere else None)
+        value, low, high = (part.value, part.low, part.high) if part else (None, None, None)
         cost = float(table[s, a[s]])
-        gained = None if part is None or worth is None else part / 2 * max(worth, 0.0)
-        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, part, gained, estimate is not None and estimate.source == "measured"))
+        gained = None if value is None or worth is None else value / 2 * max(worth, 0.0)
+        measured = part is not None and part.source == "measured"
+        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, value, gained, measured, low, high))
     return sorted(rows, key=lambda row: -max(row.half_cost_saves, row.half_error_saves or 0.0))
 
 
-def _part(divergence: float, without: Estimate | None, predicted: float | None) -> float | None:
-    """What falls off L when a swap is taken back; a prediction is compared with the prediction for the winner itself."""
+def _part(trial: Trial, without: Estimate | None, predicted: float | None) -> Estimate | None:
+    """What falls off L when a swap is taken back; a prediction is compared with the one for the winner itself (None: not to be trusted).
+
+    None where neither a measurement nor the model says: also where the interval is as wide as L, or the model holds that nothing could fall.
+    """
+    divergence = trial.divergence or 0.0
     if without is None:
         return None
     if without.source == "measured":
-        return max(divergence - without.value, 0.0)
-    return None if not predicted else divergence * max(1 - without.value / predicted, 0.0)
+        value, spread = max(divergence - without.value, 0.0), math.hypot(trial.stderr, without.high - without.value)
+        return Estimate(value, value - spread, value + spread, "measured")
+    if not predicted:
+        return None
+    low, value, high = (divergence * max(1 - quantile / predicted, 0.0) for quantile in (without.high, without.value, without.low))
+    return None if high <= 0 or high - low >= UNKNOWN * divergence else Estimate(value, low, high, "predicted")
 
 
 def _with(candidate: Candidate, s: int, k: int) -> Candidate:

@@ -86,9 +86,13 @@ def _print_new_block(e: "Explanation") -> None:
     if not e.new_blocks:
         return
     best = e.new_blocks[0]
-    saves = max(best.half_cost_saves, best.half_error_saves or 0.0)
-    how = "half as costly and as close" if best.half_cost_saves >= (best.half_error_saves or 0.0) else "that costs the same and adds half as much to L"
-    out.print(f"a new block would pay most at {best.stage}: one {how} saves about {amount(saves)} {e.objective}", markup=False)
+    saves, harm = best.half_cost_saves, best.half_error_saves or 0.0
+    how = "half as costly and as close" if saves >= harm else f"that costs the same and adds half as much to L (now {best.part})"
+    unknown = ", ".join(block.stage for block in e.new_blocks if block.unknown)
+    doubt = f"; what the blocks at {unknown} add to L is unknown and left out" if unknown else ""
+    out.print(
+        f"a new block would pay most at {best.stage}: one {how} saves about {amount(max(saves, harm))} {e.objective}{doubt}", markup=False, soft_wrap=True
+    )
 
 
 def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None:
@@ -105,19 +109,21 @@ def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None
 
 def _print_stages(e: "Explanation") -> None:
     """The stages in the network's order."""
-    out.print(f"stage by stage: what its block adds to L, its best cheaper swap, and what a new block would save ({e.objective})")
-    table = Table("stage", "block", "adds to L", "best cheaper swap", "saves per 0.001 L", "new, half cost", "new, half harm", box=SIMPLE_HEAD)
+    out.print(f"stage by stage: what its block adds to L, what its best cheaper swap saves, and what a new block would ({e.objective})")
+    table = Table("stage", "block", "adds to L", "cheaper swap", "per 0.001 L", "half cost", "half harm", box=SIMPLE_HEAD)
     blocks = {block.stage: block for block in e.new_blocks}
     for price in e.prices:
         block = blocks[price.stage]
         rate = "-" if price.cheaper is None else "free" if price.saved_per_divergence is None else amount(1e-3 * price.saved_per_divergence)
-        part = "-" if block.part_of_divergence is None else f"{'' if block.part_measured else '~'}{block.part_of_divergence:.2g}"
-        gained = "-" if block.half_error_saves is None else amount(block.half_error_saves)
+        part = "?" if block.unknown else str(block.part or "-")
+        gained = "?" if block.unknown else "-" if block.half_error_saves is None else amount(block.half_error_saves)
         table.add_row(block.stage, block.choice, part, price.cheaper or "-", rate, amount(block.half_cost_saves), gained)
     out.print(table)
     err.print(
         Text(
-            "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted); half harm: a block that adds half as much",
+            "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted with a 90 % interval, ? unknown); "
+            "half cost, half harm: a new block half as costly, one that adds half as much to L. "
+            "To be sure: nas measure --space ... --candidate ... with the winner's swaps but that one",
             style="dim",
         )
     )

@@ -9,12 +9,13 @@ import pytest
 
 import nas
 from nas.errors import InputError
-from nas.explain import Explanation, explain
+from nas.explain import Explanation, _part, explain
 from nas.findings import Findings, read_run
 from nas.names import resolve_space
 from nas.progress import Quiet
-from nas.report.forecast import Forecast, forecast, references
+from nas.report.forecast import Estimate, Forecast, forecast, references
 from nas.report.interactions import heat_map
+from nas.trial import Trial
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,51 @@ def test_a_smaller_eps_never_promises_a_cheaper_network_than_the_winner(refused:
     smaller, same, larger = explanation.other_eps
     assert smaller.low >= explanation.cost
     assert smaller.middle >= same.middle >= larger.middle
+
+
+def test_a_predicted_part_of_l_has_an_interval_that_mostly_holds_the_truth(explained: tuple[Explanation, Forecast]) -> None:
+    explanation, known = explained
+    evaluator = resolve_space("synthetic:3").prepare(Quiet()).evaluator
+    parts = [b.part for b in explanation.new_blocks if b.part is not None and b.part.source == "predicted"]
+    stages = [b.stage for b in explanation.new_blocks if b.part is not None and b.part.source == "predicted"]
+    inside = 0
+    for stage, part in zip(stages, parts, strict=True):
+        without = evaluator.measure([known.problem.space.encode({**explanation.candidate, stage: "teacher"})])[0].divergence
+        assert without is not None
+        assert explanation.divergence is not None
+        assert 0 <= part.low <= part.value <= part.high <= explanation.divergence
+        inside += part.low <= explanation.divergence - without <= part.high
+    assert parts
+    assert inside >= 0.8 * len(parts)
+
+
+def test_a_block_that_no_other_trial_has_adds_an_unknown_amount(run: Path) -> None:
+    findings = read_run(run)
+    winner = findings.winners[0].trial
+    assert winner is not None
+    s = max(s for s, k in enumerate(winner.candidate) if k)
+    lonely = replace(findings, trials=tuple(t for t in findings.trials if t is winner or t.candidate[s] != winner.candidate[s]))
+    known = forecast(lonely)
+    assert known is not None
+    taken_back = (*winner.candidate[:s], 0, *winner.candidate[s + 1 :])
+    assert taken_back not in {t.candidate for t in lonely.trials}
+    block = next(b for b in explain(lonely, known)[0].new_blocks if b.stage == known.problem.space.stages[s].name)
+    assert block.unknown
+    assert block.part_of_divergence is None
+    assert block.half_error_saves is None
+
+
+def test_the_part_of_l_is_measured_where_the_neighbour_was_and_unknown_where_the_interval_says_nothing() -> None:
+    winner = Trial(1, (1, 1), {"params": 1.0}, 0.01, stderr=0.003)
+    measured = _part(winner, Estimate(0.006, 0.002, 0.010, "measured"), None)
+    assert measured is not None
+    assert (measured.value, measured.high) == pytest.approx((0.004, 0.009))
+    predicted = _part(winner, Estimate(0.009, 0.006, 0.02, "predicted"), 0.01)
+    assert predicted is not None
+    assert (predicted.low, predicted.value, predicted.high) == pytest.approx((0, 0.001, 0.004))
+    assert _part(winner, Estimate(0.003, 0.0001, 0.1, "predicted"), 0.01) is None
+    assert _part(winner, Estimate(0.03, 0.02, 0.1, "predicted"), 0.01) is None
+    assert _part(winner, Estimate(0.009, 0.006, 0.02, "predicted"), None) is None
 
 
 def test_pairs_and_prices_cover_the_replaced_stages(explained: tuple[Explanation, Forecast]) -> None:
