@@ -156,9 +156,15 @@ def _print_additivity(e: "Explanation") -> None:
             f"(1 is the measured order; {found.n_singles_measured} of {found.n_singles} swaps measured alone, the rest predicted)",
             soft_wrap=True,
         )
-    for pair in found.pairs[:PAIRS]:
+    for pair in [pair for pair in found.pairs if pair.known][:PAIRS]:
         out.print(f"  {pair.first} and {pair.second} together add {pair.excess:+.2g} to the sum of their single effects ({pair.source})", markup=False)
     heat = heat_map(found.pairs, e.eps)
-    if heat is not None:
-        out.print("interactions: what two swaps add to L beyond the sum of what each adds alone, in % of eps (~ predicted)")
+    if heat is None:
+        return
+    out.print(
+        f"interactions: what two swaps add to L beyond the sum of what each adds alone, in % of eps: {heat.n_known} of {heat.n_pairs} pairs are known "
+        "(~ predicted; left empty where the 90 % interval holds 0 or neither swap was measured alone)",
+        soft_wrap=True,
+    )
+    if heat.n_known:
         out.print(_heat_table(heat))

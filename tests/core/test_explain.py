@@ -5,6 +5,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nas
@@ -12,9 +13,11 @@ from nas.errors import InputError
 from nas.explain import Explanation, _part, explain
 from nas.findings import Findings, read_run
 from nas.names import resolve_space
+from nas.problem import CostTable, Problem
 from nas.progress import Quiet
 from nas.report.forecast import Estimate, Forecast, forecast, references
-from nas.report.interactions import heat_map
+from nas.report.interactions import Interaction, heat_map, interactions
+from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.trial import Trial
 
 
@@ -167,10 +170,41 @@ def test_the_heat_map_holds_every_pair_once_in_the_order_of_the_stages(explained
     assert heat is not None
     replaced = [stage for stage, choice in explanation.candidate.items() if choice != "teacher"]
     assert (*heat.columns, heat.rows[-1][0]) == tuple(replaced)
-    cells = [cell for _, row in heat.rows for cell in row if cell is not None]
-    assert len(cells) == len(explanation.additivity.pairs)
-    strongest = explanation.additivity.pairs[0]
-    assert {cell.heat for cell in cells if abs(cell.percent) == max(abs(c.percent) for c in cells)} == {3 if strongest.excess > 0 else -3}
+    assert heat.n_pairs == sum(len(row) for _, row in heat.rows) == len(explanation.additivity.pairs)
+
+
+def test_the_heat_map_draws_known_pairs_alone_and_the_strongest_in_full_colour() -> None:
+    pairs = (
+        Interaction("a", "c", -0.009, "predicted", -0.02, 0.002, False),
+        Interaction("a", "b", -0.004, "measured", -0.005, -0.003, True),
+        Interaction("b", "c", 0.002, "predicted", 0.001, 0.003, True),
+    )
+    heat = heat_map(pairs, 0.01)
+    assert heat is not None
+    assert (heat.n_known, heat.n_pairs) == (2, 3)
+    (_, (first,)), (_, (empty, last)) = heat.rows
+    assert first is not None
+    assert last is not None
+    assert empty is None
+    assert (first.heat, last.heat) == (-3, 2)
+    assert first.percent == pytest.approx(-40)
+
+
+def test_a_pair_is_known_only_if_its_interval_leaves_0_out_and_a_swap_was_measured_alone() -> None:
+    def among(joint: Estimate, *alone: Estimate) -> Interaction:
+        known: dict[Candidate, Estimate] = {(1, 1): joint, (1, 0): alone[0], (0, 1): alone[1]}
+        space = SearchSpace("two", tuple(Stage(s, (Choice("teacher"), Choice("b"))) for s in ("s", "t")))
+        problem = Problem(space, CostTable({"params": np.ones((2, 2))}, {"params": 0.0}), (0.1,), "params")
+        return interactions(problem, (1, 1), Forecast(problem, (), None, known))[0]
+
+    exact, noisy = Estimate(0.01, 0.01, 0.01, "measured"), Estimate(0.05, 0.03, 0.07, "measured")
+    said = Estimate(0.01, 0.009, 0.011, "predicted")
+    assert among(Estimate(0.05, 0.05, 0.05, "measured"), exact, exact).known
+    uncertain = among(noisy, exact, exact)
+    assert (uncertain.excess, uncertain.low) == pytest.approx((0.03, 0.03 - 1.645 * 0.02))
+    assert not uncertain.known
+    assert among(Estimate(0.05, 0.04, 0.06, "predicted"), said, exact).known
+    assert not among(Estimate(0.05, 0.04, 0.06, "predicted"), said, said).known
 
 
 def test_references_offer_the_same_block_everywhere(explained: tuple[Explanation, Forecast]) -> None:
