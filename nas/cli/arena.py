@@ -20,7 +20,7 @@ def optimizers(json: options.Json = False) -> None:
 def compare(
     eps: Annotated[list[float], typer.Option("--eps", help="Bound on the divergence; several give one comparison each.")],
     space: options.SpaceName = "synthetic",
-    names: Annotated[str, typer.Option("--optimizers", help="Names, separated by commas.")] = "eps_gp,additive,random",
+    names: Annotated[str, typer.Option("--optimizers", help="Names or path/to/file.py:NAME, separated by commas.")] = "eps_gp,additive,random",
     seeds: Annotated[int, typer.Option("--seeds", help="Independent runs of each optimizer.")] = 20,
     trials: Annotated[int, typer.Option("--trials", help="Measurements of a run at most.")] = 50,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes of one thread each.")] = 1,
