@@ -139,17 +139,15 @@ def _config(run: RunDirectory, kept: Any, *, repair: bool) -> Finding:
 def _model(folder: Path, maker: str, *, repair: bool) -> Finding:
     if not folder.is_dir():
         return Finding(folder.name, "absent", f"{maker} saves it again")
-    if not (folder / MANIFEST).exists():
-        return Finding(folder.name, "absent", f"it has no {MANIFEST} that vouches for it")
     try:
-        wrong = damage(folder)
+        wrong = damage(folder) if (folder / MANIFEST).exists() else [f"it has no {MANIFEST} that vouches for it"]
     except (NasError, OSError) as error:
         wrong = [str(error)]
     if not wrong:
         return Finding(folder.name, "ok", f"{len(read_json(folder / MANIFEST)['files'])} files, hashes agree")
     if repair:
         return Finding(folder.name, "repaired", f"{wrong[0]}; moved to {move_aside(folder).name}, {maker} saves it again")
-    return Finding(folder.name, "damaged", "; ".join(wrong))
+    return Finding(folder.name, "damaged", f"{'; '.join(wrong)}; `nas doctor {folder.parent} --repair` moves it aside, {maker} saves it again")
 
 
 def _blocks(keys: dict[str, str], root: Path, *, repair: bool) -> Iterator[Finding]:

@@ -184,6 +184,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def copy_whole(folder: Path, to: Path) -> None:
+    """Copies a folder file by file to a place where nothing is yet; a copy that cannot be ended leaves nothing there.
+
+    Raises:
+        OSError: the first file that cannot be copied.
+    """
+    with whole_folder(to) as draft:
+        draft.mkdir()
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir():
+                (draft / path.relative_to(folder)).mkdir()
+            else:
+                shutil.copyfile(path, draft / path.relative_to(folder))
+
+
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)

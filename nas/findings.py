@@ -1,7 +1,6 @@
 """What a run directory holds, read as far as it can be: what reports and explanations stand on, without loading the space itself."""
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from nas.errors import DamagedFile, InputError, NasError
 from nas.problem import Bound, CostTable, Floats, Problem
-from nas.record import Record, RunDirectory, check_config
+from nas.record import Record, RunDirectory, check_config, search_command
 from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.summary import cascades
 from nas.trial import Trial, incumbent, least_divergent
@@ -84,15 +83,7 @@ class Findings:
     @property
     def command(self) -> str:
         """A command that states the same search."""
-        space, search = self.config.get("space", {}), self.config.get("search", {})
-        words = ["nas", "search", "--space", str(space.get("name", self.space))]
-        for name, value in [*((n, v) for n, v in space.items() if n != "name"), *search.items()]:
-            option = f"--{name.replace('_', '-')}"
-            values = value if isinstance(value, list) else [value]
-            words += [option] if value is True else [word for v in values if v is not False for word in (option, f"{v:g}" if isinstance(v, float) else str(v))]
-        if "trials_asked" in self.facts:
-            words += ["--trials", str(self.facts["trials_asked"])]
-        return shlex.join([*words, "--workdir", str(self.path.parent), "--name", self.path.name])
+        return search_command(self.path, self.config, self.facts.get("trials_asked"))
 
     def _winner(self, eps: float, recorded: Mapping[str, Any] | None) -> Found:
         by_candidate = {trial.candidate: trial for trial in self.trials}

@@ -20,6 +20,7 @@ from nas.clock import Clock
 from nas.crew import Crew
 from nas.errors import InputError, did_you_mean
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
+from nas.files import MANIFEST, write_manifest
 from nas.loggers import logger
 from nas.modelcard import card, write_card
 from nas.mounts import network_filesystem
@@ -311,7 +312,10 @@ def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Re
             continue
         folder = run.winner(winner.eps, several=len(winners) > 1)
         if saved.get(folder.name) != list(winner.trial.candidate) or not folder.exists():
+            (folder / MANIFEST).unlink(missing_ok=True)  # of another candidate, should the export write into the folder that is there
             task.export(winner.trial.candidate, folder)
+            if not (folder / MANIFEST).exists():
+                write_manifest(folder)
             write_card(folder, card(problem, winner, run.config(), task.loading))
             saved[folder.name] = list(winner.trial.candidate)
             record.set_fact("saved", saved)

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -14,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nas.errors import DamagedFile, InputError, NasError, RunInUse, RunMismatch
 from nas.files import Form, check_form, parse_json, read_toml, write_whole
@@ -222,13 +223,30 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path, *, to_repair: bool = False) -> "RunDirectory":
-        """An existing run; a folder without `run.toml` and `study.db` is an error, but a lost `run.toml` can be repaired."""
+        """An existing run that has a record; a lost `run.toml` can be repaired.
+
+        Raises:
+            InputError: no run, or one that has made no trial yet; says which command goes on.
+            DamagedFile: a run that has lost one of its two files.
+        """
         run, lost = cls(path), [name for name in ("run.toml", "study.db") if not (path / name).is_file()]
         if lost == ["run.toml"] and not to_repair:
             raise DamagedFile(f"run '{path}' has lost its run.toml; `nas doctor {path} --repair` writes it again from the record")
-        if "study.db" in lost:
+        if lost == ["study.db"]:
+            run._without_record()
+        if lost == ["run.toml", "study.db"]:
             raise InputError(f"'{path}' is not a run directory (no {lost[0]}); give a folder that `nas search` made, such as runs/NAME")
         return run
+
+    def _without_record(self) -> NoReturn:
+        """Says why there is none: a run gets its record with its first trial, once its blocks are calibrated."""
+        try:
+            command = search_command(self.path, self.config())
+        except DamagedFile:
+            command = "the same `nas search`"
+        if any(next(self.path.glob(made), None) for made in ("winner*", "report*.html", "study.db.damaged-*")):
+            raise DamagedFile(f"run '{self.path}' has lost its record (no study.db); put it back from a copy, or start afresh with: {command} --new")
+        raise InputError(f"run '{self.path}' has made no trial yet: its blocks are being calibrated, or that was interrupted; go on with: {command}")
 
     def create(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes the folder and writes `run.toml`, or checks that the run already there has the same configuration.
@@ -333,6 +351,24 @@ def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
         lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in values.items() if value is not None]
         lines.append("")
     return "\n".join(lines)
+
+
+def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: int | None = None) -> str:
+    """A command that states the search of a run again; how many trials it was given is not in its configuration.
+
+    >>> search_command(Path("runs/a b"), {"space": {"name": "demo"}, "search": {"eps": [0.1, 0.2], "seed": 0, "keep_dominated": False}}, 9)
+    "nas search --space demo --eps 0.1 --eps 0.2 --seed 0 --trials 9 --workdir runs --name 'a b'"
+    """
+    space, search = config.get("space", {}), config.get("search", {})
+    path = path if path.name else path.resolve()
+    words = ["nas", "search", "--space", str(space.get("name", path.name))]
+    for name, value in [*((n, v) for n, v in space.items() if n != "name"), *search.items()]:
+        option = f"--{name.replace('_', '-')}"
+        values = value if isinstance(value, list) else [value]
+        words += [option] if value is True else [word for v in values if v is not False for word in (option, f"{v:g}" if isinstance(v, float) else str(v))]
+    if trials is not None:
+        words += ["--trials", str(trials)]
+    return shlex.join([*words, "--workdir", str(path.parent), "--name", path.name])
 
 
 def _checksum(row: Iterable[Any]) -> str:

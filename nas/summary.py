@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from nas.errors import DamagedFile, InputError
 from nas.files import MANIFEST, Form, damage, read_json
-from nas.record import Record, RunDirectory
+from nas.record import Record, RunDirectory, search_command
 from nas.study import Stopped
 from nas.trial import Trial, incumbent, least_divergent
 
@@ -118,16 +118,21 @@ def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
     """The folder of a run's saved winner; which one, when there are several."""
     with directory.record(read_only=True) as record:
         winners = {winner["eps"]: winner["path"] for winner in _searched(directory, record)["winners"] if winner["path"]}
+        trials = record.fact("trials_asked")
     if not winners:
         raise InputError(f"run '{directory.path}' has no saved winner; let its search finish, or name a --candidate")
     if eps is None and len(winners) > 1:
         raise InputError(f"run '{directory.path}' has several winners; choose one with --eps: {', '.join(f'{e:g}' for e in winners)}")
     if eps is not None and eps not in winners:
         raise InputError(f"run '{directory.path}' has no winner for eps {eps:g}; it has: {', '.join(f'{e:g}' for e in winners)}")
-    return Path(winners[eps if eps is not None else next(iter(winners))])
+    folder = Path(winners[eps if eps is not None else next(iter(winners))])
+    if not folder.is_dir():
+        raise DamagedFile(f"the winner's folder {folder} is missing; this saves it again: {search_command(directory.path, directory.config(), trials)}")
+    return folder
 
 
 def check_winner(folder: Path) -> None:
-    """Raises unless every file is what the folder's manifest vouches for; a folder from before manifests passes."""
-    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
+    """Raises unless every file is what the folder's manifest vouches for."""
+    wrong = damage(folder) if (folder / MANIFEST).exists() else [f"{folder} has no {MANIFEST} that vouches for it"]
+    if wrong:
         raise DamagedFile(f"{wrong[0]}; `nas doctor {folder.parent} --repair` moves it aside, the same `nas search` saves it again")

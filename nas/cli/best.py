@@ -1,5 +1,6 @@
 """`nas best`: one model from a run's winners."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,4 +39,5 @@ def best(
     out.print(f"eps {chosen['eps']:g}{how}: {costs}; L {chosen['divergence']:.3g}{aim}", soft_wrap=True, markup=False)
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in chosen["candidate"].items() if c != "teacher") or "nothing"), soft_wrap=True, markup=False)
     if chosen["path"]:
-        out.print(f"saved in {chosen['path']}", soft_wrap=True, markup=False)
+        there = f"saved in {chosen['path']}" if Path(chosen["path"]).is_dir() else f"{chosen['path']} is missing; the same `nas search` saves it again"
+        out.print(there, soft_wrap=True, markup=False)

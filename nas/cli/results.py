@@ -1,6 +1,7 @@
 """How a result is shown to people: the winners, and for each the stages beside the teacher's."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -39,7 +40,8 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
         for rejected in winner.get("rejected", ()):
             out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")
         if winner["path"]:
-            out.print(f"eps {winner['eps']:g}: saved in {winner['path']}", soft_wrap=True)
+            there = f"saved in {winner['path']}" if Path(winner["path"]).is_dir() else f"{winner['path']} is missing; the same `nas search` saves it again"
+            out.print(f"eps {winner['eps']:g}: {there}", soft_wrap=True, markup=False)
     for row in summary.get("cascades", ()):
         out.print(f"eps {row['eps']:g}, recalibrated by `nas cascade`: saved in {row['path']}", soft_wrap=True, markup=False)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def show(run: options.Run, json: options.Json = False) -> None:
     """Show what a run found; of an unfinished run, what is known so far."""
     from nas.cli.results import print_result
-    from nas.record import RunDirectory
+    from nas.record import RunDirectory, search_command
     from nas.summary import summarize, trial_row
 
     directory = RunDirectory.open(run)
@@ -27,7 +27,8 @@ def show(run: options.Run, json: options.Json = False) -> None:
         names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
         print_json({**summary, "trials": [trial_row(trial, names) for trial in trials]})
     elif table is None:
-        out.print("no trial yet: the run has not finished preparing its space; start the same `nas search` again")
+        command = search_command(run, directory.config())
+        out.print(f"no trial yet: the run has not finished preparing its space; go on with: {command}", soft_wrap=True, markup=False)
     else:
         print_result(summary, table)
 
@@ -59,6 +60,7 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
+    from nas.files import copy_whole
     from nas.record import RunDirectory
     from nas.summary import check_winner, winner_folder
 
@@ -72,7 +74,7 @@ def export(
         else:
             folder = winner_folder(directory, eps)
             check_winner(folder)
-            shutil.copytree(folder, to)
+            copy_whole(folder, to)
     except OSError as error:
         raise InputError(f"cannot write to '{to}': {error.strerror or error}; choose another --to") from error
     pushed = None
@@ -107,4 +109,8 @@ def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: boo
         known = record.trials() if recorded == [[choice.name for choice in stage.choices] for stage in task.space.stages] else []
     trial = next((trial for trial in known if trial.candidate == candidate), None)
     task.export(candidate, to)
-    write_card(to, candidate_card(task.space, task.costs, candidate, trial, config, task.loading))
+    try:
+        write_card(to, candidate_card(task.space, task.costs, candidate, trial, config, task.loading))
+    except OSError:
+        shutil.rmtree(to, ignore_errors=True)
+        raise

@@ -17,7 +17,7 @@ GRACE_S = 8.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _KEPT = {
-    ("search",): "all finished trials are kept",
+    ("search",): "all calibrated blocks and finished trials are kept",
     ("calibrate",): "all finished blocks are kept",
     ("cascade",): "all finished blocks are kept",
     ("tabulate",): "what is measured is kept",

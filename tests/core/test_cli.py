@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -190,6 +191,7 @@ def test_a_second_search_on_a_run_in_use_is_refused(table: Path) -> None:
 def test_export_to_a_place_that_cannot_be_written_is_one_clear_line(table: Path) -> None:
     run = Path(search_table(table, "--eps", "0.003")["run"])
     (run / "winner").mkdir()
+    write_manifest(run / "winner")
     (table.parent / "file").write_text("")
     with Record(run / "study.db") as record:
         result = record.fact("result")
@@ -233,6 +235,13 @@ def test_a_damaged_winner_is_not_exported(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "weights is damaged" in done.stderr
     assert not (tmp_path / "bad").exists()
+    (run.path / "winner/manifest.json").unlink()
+    assert "no manifest.json that vouches for it; `nas doctor" in nas("export", str(run.path), "--to", str(tmp_path / "bad")).stderr
+    shutil.rmtree(run.path / "winner")
+    done = nas("export", str(run.path), "--to", str(tmp_path / "bad"))
+    assert done.returncode == 2
+    assert f"{run.path / 'winner'} is missing; this saves it again: nas search --space demo --eps 0.1" in done.stderr
+    assert "winner is missing; the same `nas search` saves it again" in nas("show", str(run.path)).stdout
 
 
 def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path: Path) -> None:
@@ -242,7 +251,23 @@ def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path:
     done = nas("show", str(run.path))
     assert done.returncode == 0
     assert "no trial yet" in done.stdout
+    assert f"go on with: nas search --space demo --eps 0.1 --workdir {tmp_path} --name run" in done.stdout
     assert json.loads(nas("show", str(run.path), "--json").stdout)["trials"] == []
+
+
+def test_a_run_without_a_record_is_told_from_no_run_and_from_one_that_lost_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    done = nas("show", str(run.path))
+    assert done.returncode == 2
+    assert (
+        f"has made no trial yet: its blocks are being calibrated, or that was interrupted; go on with: nas search --space demo --eps 0.1 --workdir {tmp_path}"
+        in done.stderr
+    )
+    (run.path / "report.html").touch()
+    assert "has lost its record (no study.db)" in nas("show", str(run.path)).stderr
+    (run.path / "run.toml").unlink()
+    assert "is not a run directory" in nas("show", str(run.path)).stderr
 
 
 def test_a_closed_pipe_is_no_error(table: Path) -> None:

@@ -149,7 +149,11 @@ def test_changed_facts_and_a_winner_that_nothing_vouches_for_are_told(run: RunDi
     assert "is not JSON" in found["winner"].detail
     (run.path / "winner" / "manifest.json").unlink()
     winner = {finding.what: finding for finding in examine(run, home / "blocks")}["winner"]
-    assert (winner.state, winner.detail) == ("absent", "it has no manifest.json that vouches for it")
+    assert winner.state == "damaged"
+    assert "no manifest.json that vouches for it" in winner.detail
+    assert "--repair` moves it aside, the same `nas search` saves it again" in winner.detail
+    assert states(examine(run, home / "blocks", repair=True))["winner"] == "repaired"
+    assert states(examine(run, home / "blocks"))["winner"] == "absent"
 
 
 def test_a_report_of_a_damaged_run_says_what_is_lost_and_one_that_cannot_be_written_stops_nothing(run: RunDirectory, tmp_path: Path) -> None:

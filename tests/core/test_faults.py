@@ -21,10 +21,10 @@ from torch import nn
 from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.data import Samples
-from nas.errors import NasError, RunInUse, RunMismatch
+from nas.errors import InputError, NasError, RunInUse, RunMismatch
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.divergence import DivergenceEvaluator, Settings
-from nas.files import write_whole
+from nas.files import copy_whole, write_whole
 from nas.graph import StageGraph, Step
 from nas.job import search
 from nas.problem import CostTable
@@ -118,6 +118,25 @@ def test_a_full_disk_at_every_other_place_we_write_is_one_clear_line_and_keeps_w
         assert with_files_of_at_most(10**9, work) == "done", name
     assert read_table(tmp_path / "t.npz").sizes == (100,)
     assert torch.equal(store.weights(KEY)["w"], big["w"])
+
+
+def test_a_full_disk_while_a_winner_is_exported_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    winner = tmp_path / "winner"
+    (winner / "deep").mkdir(parents=True)
+    (winner / "a").write_bytes(b"x")
+    (winner / "deep/weights").write_bytes(b"x" * 1000)
+    (tmp_path / "to").mkdir()
+
+    def work() -> None:
+        try:
+            copy_whole(winner, tmp_path / "to/x")
+        except OSError as error:
+            raise InputError(error.strerror) from error
+
+    assert with_files_of_at_most(100, work) == "error: File too large"
+    assert list((tmp_path / "to").iterdir()) == []
+    assert with_files_of_at_most(10**6, work) == "done"
+    assert sorted(path.name for path in (tmp_path / "to/x").rglob("*")) == ["a", "deep", "manifest.json", "weights"]
 
 
 def test_a_draft_never_stays_under_the_final_name(tmp_path: Path) -> None:

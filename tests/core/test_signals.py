@@ -50,7 +50,7 @@ def interrupted(work: str, number: signal.Signals, times: int = 1) -> tuple[int,
 def test_a_signal_ends_the_command_and_says_how_to_go_on(work: str, number: signal.Signals, code: int) -> None:
     found, stderr = interrupted(work, number)
     assert found == code
-    assert stderr == f"interrupted by {number.name}; all finished trials are kept. Go on with: nas search --eps 0.1 --name 'a b'\n"
+    assert stderr == f"interrupted by {number.name}; all calibrated blocks and finished trials are kept. Go on with: nas search --eps 0.1 --name 'a b'\n"
 
 
 def test_signals_that_the_caller_ignores_stay_ignored() -> None:
