@@ -15,6 +15,8 @@ def optimizers(json: options.Json = False) -> None:
     from nas.names import OPTIMIZERS
 
     print_names(OPTIMIZERS, json)
+    if not json:
+        err.print("also: path/to/file.py:Name for an optimizer of your own", markup=False)
 
 
 def compare(

@@ -104,6 +104,7 @@ def test_a_space_is_shown_with_every_block(home: Path) -> None:
     table = json.loads(shown("spaces", "show", TOY, "--json"))
     assert [choice["name"] for choice in table["stages"][0]["choices"]] == ["teacher", "half", "tiny"]
     assert "also: --space path/to/file.py:function" in nas("spaces").stderr
+    assert "also: path/to/file.py:Name" in nas("optimizers").stderr
 
 
 def test_blocks_are_calibrated_and_candidates_measured_for_people(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
