@@ -1,12 +1,26 @@
 """How long a run has taken, all its sessions together, also those that were interrupted or killed."""
 
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from nas.record import Record
 
 STRIDE_S: Final = 5.0
 """Seconds between two entries in the record: what a killed session may lose."""
+
+
+def in_parts(known: Mapping[str, float], measure: float, propose: float, *, alone: bool) -> dict[str, float]:
+    """Seconds of a run as results state them; `known` are those of its clock, of which a killed session or a repair may have lost some.
+
+    The total is at least the sum of its parts, unless others measured meanwhile (not `alone`).
+
+    >>> in_parts({}, 3.0, 2.5, alone=True)
+    {'calibrate': 0.0, 'measure': 3.0, 'propose': 2.5, 'total': 5.5}
+    """
+    parts = {"calibrate": known.get("calibrate", 0.0), "measure": round(measure, 3), "propose": round(propose, 3)}
+    least = sum(parts.values()) if alone else parts["calibrate"]
+    return {**parts, "total": max(known.get("total", 0.0), round(least, 3))}
 
 
 class Clock:

@@ -1,6 +1,7 @@
 """What is wrong with a run directory, file by file, and its repair: damaged files are moved aside, never removed."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -71,8 +72,9 @@ def _record(run: RunDirectory, *, repair: bool) -> Iterator[Finding]:
     for line in wrong:
         yield Finding("record", "damaged", line)
     if repair:
-        aside = _rebuild(run, trials)
-        yield Finding("record", "repaired", f"{len(trials)} trials are kept; what was there is in {aside.name}; the same `nas search` goes on from them")
+        aside, report = _rebuild(run, trials), _keep_report(run)
+        shown = f", its last report in {report.name}" if report else ""
+        yield Finding("record", "repaired", f"{len(trials)} trials are kept; what was there is in {aside.name}{shown}; the same `nas search` goes on from them")
     else:
         yield Finding("record", "damaged", f"{len(trials)} trials can be read; `nas doctor {run.path} --repair` keeps them and moves {path.name} aside")
 
@@ -107,6 +109,14 @@ def _rebuild(run: RunDirectory, trials: list[Trial]) -> Path:
             (run.path / f"study.db{ending}").rename(aside.with_name(aside.name + ending))
     draft.rename(run.path / "study.db")
     return aside
+
+
+def _keep_report(run: RunDirectory) -> Path | None:
+    """Moves the report aside, which may be the last readable copy of lost trials: the next one would take its place."""
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    with suppress(FileNotFoundError):
+        return run.report.rename(run.path / f"{run.report.stem}.before-repair-{stamp}.html")
+    return None
 
 
 def _facts(run: RunDirectory) -> dict[str, Any]:

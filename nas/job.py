@@ -16,7 +16,7 @@ import numpy as np
 
 from nas.bounds import check_together
 from nas.callbacks import Callback, closing
-from nas.clock import Clock
+from nas.clock import Clock, in_parts
 from nas.crew import Crew
 from nas.errors import InputError, did_you_mean
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
@@ -255,11 +255,7 @@ def _search(
         stopped = study.run(asked.trials, follow)
         winners = tuple(study.winner(value) for value in asked.eps)
         paths = _export(task, winners, run, record, problem) if run else {}
-        spent = clock.write()
-        seconds = {
-            "calibrate": spent["calibrate"], "measure": round(study.seconds_measuring, 3),
-            "propose": round(study.seconds_proposing, 3), "total": spent["total"],
-        }  # fmt: skip
+        seconds = in_parts(clock.write(), study.seconds_measuring, study.seconds_proposing, alone=executor is None)
         statements = tuple(map(str, optimizer.statement(study.trials).values())) if isinstance(optimizer, StatesWhatIsLeft) else ()
         result = SearchResult(task.space.name, study, winners, stopped, run.path if run else None, seconds, paths, statements, task.scale)
         record.set_fact("result", result.to_json())

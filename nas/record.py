@@ -269,6 +269,11 @@ class RunDirectory:
             raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another --workdir") from error
         self._check_same(config)
 
+    @property
+    def report(self) -> Path:
+        """The report that its search keeps up to date."""
+        return self.path / "report.html"
+
     def config(self) -> dict[str, Any]:
         """The content of `run.toml`.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from nas.clock import in_parts
 from nas.errors import DamagedFile, InputError
 from nas.files import MANIFEST, Form, damage, read_json
 from nas.record import Record, RunDirectory, search_command
@@ -95,7 +96,8 @@ def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
         row = trial_row(shown, names) if shown else {"candidate": None, "costs": {}, "divergence": None, "stderr": None, "n_samples": 0}
         kept = {key: row[key] for key in ("candidate", "divergence", "stderr", "n_samples")}
         winners.append({"eps": eps, "feasible": best is not None, **kept, **row["costs"], "heldout_divergence": None, "path": None})
-    seconds = {"calibrate": 0.0, "measure": sum(t.seconds for t in trials), "propose": record.fact("seconds_proposing", 0.0), "total": 0.0}
+    alone = config["search"].get("workers", 1) == 1
+    seconds = in_parts(record.fact("seconds", {}), sum(t.seconds for t in trials), record.fact("seconds_proposing", 0.0), alone=alone)
     return {
         "space": config["space"]["name"], "teacher": teacher, "winners": winners, "n_trials": len(trials),
         "n_measured": sum(not t.attrs.get("cached") for t in trials), "seconds": seconds, "stopped": "interrupted",

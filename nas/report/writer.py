@@ -9,6 +9,7 @@ from nas.errors import InputError
 from nas.files import write_whole
 from nas.findings import read_run
 from nas.progress import Progress
+from nas.record import RunDirectory
 from nas.report.forecast import forecast
 from nas.report.page import render
 from nas.trial import Trial
@@ -16,7 +17,6 @@ from nas.trial import Trial
 if TYPE_CHECKING:
     from nas.study import Study
 
-NAME: Final = "report.html"
 STRIDE_S: Final = 5.0
 """Least seconds between two reports of a search under way."""
 
@@ -29,7 +29,7 @@ def write_report(run: Path, to: Path | None = None, *, predict: bool = True) -> 
     """
     findings = read_run(run)
     page = render(findings, forecast(findings) if predict else None)
-    target = to or run / NAME
+    target = to or RunDirectory(run).report
     try:
         write_whole(target, page.encode())
     except OSError as error:

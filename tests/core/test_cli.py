@@ -382,6 +382,18 @@ def test_a_repeated_search_of_a_finished_run_takes_no_time_and_an_interrupted_on
     assert search_table(table, "--eps", "0.003", "--trials", "6")["seconds"]["total"] > 100
 
 
+def test_the_total_time_of_an_unfinished_run_is_at_least_the_sum_of_its_parts(table: Path) -> None:
+    run = Path(search_table(table, "--eps", "0.003", "--trials", "4")["run"])
+    for seconds, total in (({"calibrate": 5.0, "total": 100.0}, 100.0), ({"calibrate": 5.0, "total": 6.0}, 8.5), (None, 3.5)):
+        with Record(run / "study.db") as record:
+            record._db.execute("DELETE FROM facts WHERE name IN ('result', 'seconds')")
+            record.set_fact("seconds_proposing", 3.5 - sum(trial.seconds for trial in record.trials()))
+            if seconds is not None:
+                record.set_fact("seconds", seconds)
+        found = json.loads(nas("show", str(run), "--json").stdout)["seconds"]
+        assert found["total"] == pytest.approx(total, abs=0.002)
+
+
 def test_a_mistyped_verb_gets_a_hint() -> None:
     assert "search" in nas("serach").stderr
 

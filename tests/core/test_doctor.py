@@ -95,6 +95,17 @@ def test_a_record_that_is_none_is_moved_aside(run: RunDirectory, home: Path, con
         assert aside.read_bytes() == content
 
 
+def test_a_repair_keeps_the_report_which_may_be_the_last_copy_of_the_trials(run: RunDirectory, home: Path) -> None:
+    run.report.write_text("all trials")
+    (run.path / "study.db").write_bytes(b"not a database at all" * 500)
+    (run.path / "study.db-wal").unlink(missing_ok=True)
+    (repaired,) = (f for f in examine(run, home / "blocks", repair=True) if f.state == "repaired")
+    assert nas("report", str(run.path)).returncode == 0
+    (kept,) = run.path.glob("report.before-repair-*.html")
+    assert kept.read_text() == "all trials"
+    assert f"its last report in {kept.name}" in repaired.detail
+
+
 def test_a_damaged_configuration_is_written_again_from_the_record(run: RunDirectory, home: Path) -> None:
     before = run.config()
     (run.path / "run.toml").write_bytes(b"[space\nname")
