@@ -1,11 +1,13 @@
 """`nas search`: the main job."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from nas.cli import options
 from nas.cli.console import SearchView, Terminal, err, print_json
@@ -76,11 +78,20 @@ def search(
         print_json(summary)
     else:
         print_result(summary, result.table)
+        if result.run is not None and not quiet:
+            _point_on(result.run)
     if not any(winner["feasible"] for winner in summary["winners"]):
         failed = failures(result.study.trials)
         shown = "" if failed else "no measured candidate is within eps, the least divergent one is shown; "
         err.print(f"nothing feasible: {shown}{failed or _advice(eps, bool(where), summary['stopped'])}", markup=False)
         raise typer.Exit(3)
+
+
+def _point_on(run: Path) -> None:
+    """Where the report of a run lies, and which command explains its winners."""
+    from nas.record import RunDirectory
+
+    err.print(Text(f"see it: {RunDirectory(run).report}; why: {shlex.join(['nas', 'explain', str(run)])}", style="dim"))
 
 
 def _advice(eps: "Sequence[float]", bounded: bool, stopped: str) -> str:

@@ -364,6 +364,15 @@ def test_verbose_tells_every_trial_and_quiet_none(table: Path) -> None:
     assert nas(*command, "-v", "-q", "--json").stderr == ""
 
 
+def test_a_finished_search_names_its_report_and_what_explains_it_unless_asked_to_be_quiet(table: Path) -> None:
+    asked = ("search", "--space", f"table:{table}", "--workdir", str(table.parent / "runs"), "--name", "a b", "--eps", "0.05", "--trials", "4")
+    run = table.parent / "runs" / "a b"
+    assert nas(*asked).stderr.splitlines()[-1] == f"see it: {run}/report.html; why: nas explain '{run}'"
+    assert (run / "report.html").is_file()
+    for quieter in ("--json", "--quiet"):
+        assert "see it" not in nas(*asked, quieter).stderr
+
+
 def test_no_colour_is_written_when_asked_not_to(table: Path) -> None:
     code = f"from nas.cli.app import main; import sys; sys.argv = ['nas', 'measure', '--space', 'table:{table}', '--candidate', 'nonsense']; main()"
     environment = {**os.environ, "NO_COLOR": "1", "FORCE_COLOR": "1"}
