@@ -70,12 +70,22 @@ def offer(graph: StageGraph, recipes: Offer | None, inputs: Values, stages: Iter
         made.append(Stage(name, (Choice(TEACHER), *choices)))
         if left_out:
             reasons[name] = left_out
+    if recipes is not None:  # not of each reduction that is tried unasked
+        notes += _useless_lines(reasons, len(names))
     if reasons:  # the same recipes were offered to all stages
         notes.append(_fitting_line({stage.name: len(stage.choices) - 1 for stage in made}, len(given)))
     if all(len(stage.choices) == 1 for stage in made):
         why = next(iter(next(iter(reasons.values())).values())) if reasons else "no recipe is given"
         raise InputError(f"no stage has any block but the teacher's, so there is nothing to search: {why}")
     return Offered(tuple(made), tuple(notes), reasons)
+
+
+def _useless_lines(reasons: Mapping[str, Mapping[str, str]], n_stages: int) -> list[str]:
+    """A line on every recipe that fits no stage, with its reason at the first."""
+    first = next(iter(reasons.items()), ("", {}))
+    everywhere = [choice for choice in first[1] if len(reasons) == n_stages and all(choice in left_out for left_out in reasons.values())]
+    at = f" (at {first[0]})" if n_stages > 1 else ""
+    return [f"warning: recipe '{choice}' fits no stage: {first[1][choice].removeprefix(f'{choice} ')}{at}" for choice in everywhere]
 
 
 def _fitting_line(counts: Mapping[str, int], offered: int) -> str:

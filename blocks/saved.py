@@ -116,12 +116,23 @@ def _check_arguments(folder: Any, model: Any) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises for a run's folder, a file, or a folder that is not there, and names the folders of models nearby."""
+    """Raises for a U-Net's folder, a run's, a file, or a folder that is not there, and names the folders of models nearby."""
+    if _is_compact_unet(folder):
+        raise InputError(f"'{folder}' holds a CompactUNet; load it with nas.spaces.tocsr.CompactUNet.from_pretrained('{folder}'), which needs no other model")
     if (folder / ARCHITECTURE).exists() or (folder / WEIGHTS).exists():
         return
     near = sorted(path.parent for place in (folder, folder.parent) if place.is_dir() for path in place.glob(f"*/{ARCHITECTURE}"))
     hint = f"did you mean {' or '.join(map(repr, map(str, near[:4])))}?" if near else f"a model's folder holds {ARCHITECTURE}; `nas search` writes RUN/winner"
     raise InputError(f"'{folder}' is no folder of a saved model; {hint}")
+
+
+def _is_compact_unet(folder: Path) -> bool:
+    """Whether the space `tocsr_unet` wrote the folder, as diffusers does."""
+    try:
+        config: dict[str, Any] = read_json(folder / "config.json", dict)
+    except DamagedFile:
+        return False
+    return config.get("_class_name") == "CompactUNet"
 
 
 class _Steps(nn.Module):

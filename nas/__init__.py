@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nas.job import search as search
 
+__all__ = ["__version__", "search"]
 __version__ = "0.1.0"
 
 
@@ -15,3 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return search
     raise AttributeError(f"module 'nas' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

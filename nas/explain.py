@@ -23,11 +23,13 @@ from nas.trial import Trial
 
 STEP = 0.1
 """How much smaller and larger eps is asked about."""
+UNKNOWN = 0.9
+"""A predicted part of L whose 90 % interval is wider than this share of L says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """The winner with one other choice; `saves` cost (negative: costs more), `allowed` by bounds on known costs."""
+    """The winner with one other choice; `saves` cost (negative: costs more), `allowed` by bounds on known costs, `rejected` by held-out samples."""
 
     stage: str
     before: str
@@ -37,11 +39,12 @@ class Neighbour:
     divergence: Estimate | None
     feasible: bool
     allowed: bool
+    rejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A bound with where the winner stands; it binds if some cheaper neighbour is kept out by it alone (`keeps_out` of them)."""
+    """A bound with where the winner stands; it binds if some cheaper neighbour is kept out by it alone (`keeps_out` of them, L also on held-out samples)."""
 
     bound: str
     value: float
@@ -88,7 +91,10 @@ class Additivity:
 
 @dataclass(frozen=True, slots=True)
 class NewBlock:
-    """What a better block at a stage would be worth: one of half the cost and the same L, or one of the same cost and half the stage's part of L."""
+    """What a better block at a stage would be worth: one of half the cost and the same L, or one of the same cost and half the stage's part of L.
+
+    The part is None where the stage has the teacher's block, and where it is unknown; a predicted one has a 90 % interval, a measured one a standard error.
+    """
 
     stage: str
     choice: str
@@ -97,6 +103,20 @@ class NewBlock:
     part_of_divergence: float | None
     half_error_saves: float | None
     part_measured: bool = False
+    part_low: float | None = None
+    part_high: float | None = None
+
+    @property
+    def part(self) -> Estimate | None:
+        """The part as other divergences are shown."""
+        if self.part_of_divergence is None or self.part_low is None or self.part_high is None:
+            return None
+        return Estimate(self.part_of_divergence, self.part_low, self.part_high, "measured" if self.part_measured else "predicted")
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the stage is replaced and nobody knows what that adds to L."""
+        return self.choice != "teacher" and self.part_of_divergence is None
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,8 @@ class Explanation:
         found = asdict(self)
         for row, bound in zip(found["bounds"], self.bounds, strict=True):
             row["binds"] = bound.binds
+        for row, block in zip(found["new_blocks"], self.new_blocks, strict=True):
+            row["unknown"] = block.unknown
         return found
 
 
@@ -144,8 +166,8 @@ def explain(findings: Findings, forecast: Forecast | None) -> list[Explanation]:
 def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanation:
     trial, problem = winner.trial, forecast.problem
     assert trial is not None
-    neighbours = _neighbours(problem, trial, winner.eps, forecast)
-    other = _other_eps(forecast, winner.eps)
+    neighbours = _neighbours(problem, trial, winner, forecast)
+    other = _other_eps(forecast, winner, trial.costs[problem.objective])
     return Explanation(
         eps=winner.eps,
         feasible=winner.feasible,
@@ -156,7 +178,7 @@ def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanati
         divergence=trial.divergence,
         stderr=trial.stderr,
         neighbours=tuple(neighbours),
-        bounds=tuple(_bounds(problem, trial, winner.eps, forecast)),
+        bounds=tuple(_bounds(problem, trial, winner, forecast)),
         other_eps=other,
         prices=tuple(_prices(problem, trial, neighbours, forecast)),
         additivity=_additivity(problem, trial, forecast),
@@ -174,30 +196,32 @@ def _doubts(winner: Found, forecast: Forecast) -> list[str]:
     return out
 
 
-def _neighbours(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> list[Neighbour]:
+def _neighbours(problem: Problem, trial: Trial, winner: Found, forecast: Forecast) -> list[Neighbour]:
     """Every candidate that differs from the winner at one stage, cheapest first."""
-    a, cost = trial.candidate, trial.costs[problem.objective]
+    a, cost, refused = trial.candidate, trial.costs[problem.objective], dict(winner.rejected)
     swaps = [(s, k) for s, size in enumerate(problem.space.sizes) for k in range(size) if k != a[s]]
     candidates = [_with(a, s, k) for s, k in swaps]
     rows = []
     for (s, k), candidate, estimate, allowed in zip(swaps, candidates, forecast.of(candidates), _allowed(problem, candidates), strict=True):
         stage = problem.space.stages[s]
         total = problem.costs.of(candidate)[problem.objective]
-        feasible = estimate is not None and estimate.value <= eps
-        rows.append(Neighbour(stage.name, stage.choices[a[s]].name, stage.choices[k].name, total, cost - total, estimate, feasible, allowed))
+        rejected = candidate in refused
+        feasible = estimate is not None and estimate.value <= winner.eps and not rejected
+        rows.append(Neighbour(stage.name, stage.choices[a[s]].name, stage.choices[k].name, total, cost - total, estimate, feasible, allowed, rejected))
     return sorted(rows, key=lambda row: (row.cost, row.stage))
 
 
-def _bounds(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> list[Bounded]:
+def _bounds(problem: Problem, trial: Trial, winner: Found, forecast: Forecast) -> list[Bounded]:
     """L and every bound on a known cost, and how many cheaper neighbours each keeps out alone."""
-    a = trial.candidate
+    a, eps, refused = trial.candidate, winner.eps, dict(winner.rejected)
     candidates = [_with(a, s, k) for s, size in enumerate(problem.space.sizes) for k in range(size) if k != a[s]]
     cheaper = [c for c in candidates if problem.costs.of(c)[problem.objective] < trial.costs[problem.objective]]
     broken = []
     for candidate, estimate in zip(cheaper, forecast.of(cheaper), strict=True):
         costs = problem.costs.of(candidate)
         over = [b.metric for b in problem.bounds if costs[b.metric] > b.limit * (1 + 1e-12)]
-        broken.append(over + (["L"] if estimate is not None and estimate.value > eps else []))
+        diverges = candidate in refused or (estimate is not None and estimate.value > eps)
+        broken.append(over + (["L"] if diverges else []))
 
     def alone(name: str) -> int:
         return sum(over == [name] for over in broken)
@@ -206,14 +230,18 @@ def _bounds(problem: Problem, trial: Trial, eps: float, forecast: Forecast) -> l
     return rows + [Bounded(f"{b.metric} <= {amount(b.limit)}", trial.costs[b.metric], b.limit, alone(b.metric)) for b in problem.bounds]
 
 
-def _other_eps(forecast: Forecast, eps: float) -> tuple[OtherEps, ...]:
-    if eps <= 0 or forecast.model is None:
+def _other_eps(forecast: Forecast, winner: Found, cost: float) -> tuple[OtherEps, ...]:
+    """The cheapest feasible cost below, at and above eps; at a smaller eps nothing is cheaper than a feasible winner at this one."""
+    if winner.eps <= 0 or forecast.model is None:
         return ()
+    held_out = forecast.corrected(dict(winner.rejected))
     rows = []
-    for other in (eps * (1 - STEP), eps, eps * (1 + STEP)):
-        found = forecast.cost_at(other)
+    for other in (winner.eps * (1 - STEP), winner.eps, winner.eps * (1 + STEP)):
+        found = held_out.cost_at(other)
         assert found is not None
-        rows.append(OtherEps(other, *found))
+        floor = cost if winner.feasible and other < winner.eps else -math.inf
+        low, middle, high = (max(value, floor) for value in found)
+        rows.append(OtherEps(other, low, middle, high))
     return tuple(rows)
 
 
@@ -222,7 +250,11 @@ def _prices(problem: Problem, trial: Trial, neighbours: Sequence[Neighbour], for
     base = {"measured": trial.divergence or 0.0, "predicted": forecast.predicted(trial.candidate) or 0.0}
     rows = []
     for stage in problem.space.stages:
-        own = [(n, n.divergence.value - base[n.divergence.source]) for n in neighbours if n.stage == stage.name and n.divergence is not None and n.saves != 0]
+        own = [
+            (n, n.divergence.value - base[n.divergence.source])
+            for n in neighbours
+            if n.stage == stage.name and n.divergence is not None and n.saves != 0 and not n.rejected
+        ]
         down = [(n.saves / added if added > 0 else math.inf, n.after) for n, added in own if n.saves > 0]
         up = [(-added / -n.saves, n.after) for n, added in own if n.saves < 0 and added < 0]
         best_down, best_up = max(down, default=None), max(up, default=None)
@@ -260,20 +292,31 @@ def _new_blocks(problem: Problem, trial: Trial, forecast: Forecast, other: Seque
     worth = (other[0].middle - other[2].middle) / (other[2].eps - other[0].eps) if other and other[2].eps > other[0].eps else None
     rows = []
     for s, (stage, estimate) in enumerate(zip(problem.space.stages, without, strict=True)):
-        part = None if a[s] == 0 else _part(trial.divergence or 0.0, estimate, whole)
+        elsewhere = any(t.candidate[s] == a[s] and t.candidate != a for t in forecast.trials)
+        part = None if a[s] == 0 else _part(trial, estimate, whole if elsewhere else None)
+        value, low, high = (part.value, part.low, part.high) if part else (None, None, None)
         cost = float(table[s, a[s]])
-        gained = None if part is None or worth is None else part / 2 * max(worth, 0.0)
-        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, part, gained, estimate is not None and estimate.source == "measured"))
+        gained = None if value is None or worth is None else value / 2 * max(worth, 0.0)
+        measured = part is not None and part.source == "measured"
+        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, value, gained, measured, low, high))
     return sorted(rows, key=lambda row: -max(row.half_cost_saves, row.half_error_saves or 0.0))
 
 
-def _part(divergence: float, without: Estimate | None, predicted: float | None) -> float | None:
-    """What falls off L when a swap is taken back; a prediction is compared with the prediction for the winner itself."""
+def _part(trial: Trial, without: Estimate | None, predicted: float | None) -> Estimate | None:
+    """What falls off L when a swap is taken back; a prediction is compared with the one for the winner itself (None: not to be trusted).
+
+    None where neither a measurement nor the model says: also where the interval is as wide as L, or the model holds that nothing could fall.
+    """
+    divergence = trial.divergence or 0.0
     if without is None:
         return None
     if without.source == "measured":
-        return max(divergence - without.value, 0.0)
-    return None if not predicted else divergence * max(1 - without.value / predicted, 0.0)
+        value, spread = max(divergence - without.value, 0.0), math.hypot(trial.stderr, without.high - without.value)
+        return Estimate(value, value - spread, value + spread, "measured")
+    if not predicted:
+        return None
+    low, value, high = (divergence * max(1 - quantile / predicted, 0.0) for quantile in (without.high, without.value, without.low))
+    return None if high <= 0 or high - low >= UNKNOWN * divergence else Estimate(value, low, high, "predicted")
 
 
 def _with(candidate: Candidate, s: int, k: int) -> Candidate:

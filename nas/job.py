@@ -24,7 +24,7 @@ from nas.files import MANIFEST, write_manifest
 from nas.loggers import logger
 from nas.modelcard import card, write_card
 from nas.mounts import network_filesystem
-from nas.names import check_is_space, resolve_optimizer, resolve_space
+from nas.names import check_is_space, own_code, resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
@@ -159,7 +159,7 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], w
             "keep_dominated": asked.keep_dominated,
             "workers": workers,
         },
-        "fingerprints": {**source.fingerprint(), **_measured_costs(source, asked)},
+        "fingerprints": {**source.fingerprint(), **_measured_costs(source, asked), **own_code(asked.optimizer)},
         "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nas.blocks.catalogue import CATALOGUE
 from nas.errors import InputError
-from nas.fingerprint import USER_PREFIX
+from nas.fingerprint import USER_PREFIX, code_identity
 from nas.registry import Registry
 from nas.user_code import user_code
 
@@ -111,8 +111,13 @@ def check_is_space(thing: object, what: str) -> None:
 
 
 def optimizer_factory(text: str) -> "OptimizerFactory":
-    """What makes the optimizer that `NAME` or `NAME:ARGUMENT` names, such as `optuna:tpe`; the argument is the factory's first option that is a text."""
+    """What makes the optimizer that `NAME`, `NAME:ARGUMENT` or `path/to/file.py:NAME` names.
+
+    The argument, such as that of `optuna:tpe`, is the factory's first option that is a text.
+    """
     head, _, argument = text.partition(":")
+    if head.endswith(".py"):
+        return OptimizerOfFile(Path(head), argument)
     if not argument or text in OPTIMIZERS.names():
         return OPTIMIZERS.get(text)
     factory = OPTIMIZERS.get(head)
@@ -123,6 +128,36 @@ def optimizer_factory(text: str) -> "OptimizerFactory":
     if check is not None:
         check(argument)
     return cast("OptimizerFactory", functools.partial(cast(Callable[..., Any], factory), **{options[0]: argument}))
+
+
+class OptimizerOfFile:
+    """A class or function of a user's Python file as a factory of optimizers; other processes load the file themselves."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        self.made_by = function_of_file(path, name, "optimizer")
+        self.__signature__ = inspect.signature(self.made_by)
+        try:
+            self.__signature__.bind(None, seed=0)
+        except TypeError as error:
+            raise InputError(f"optimizer '{path}:{name}' must take (problem, seed=0): {error}") from None
+
+    def __call__(self, problem: "Problem", seed: int = 0, **options: Any) -> "Optimizer":
+        """The optimizer for a problem."""
+        with user_code(f"optimizer '{self._path}:{self._name}'"):
+            made: Optimizer = self.made_by(problem, seed=seed, **options)
+        if not callable(getattr(made, "propose", None)):
+            raise InputError(f"optimizer '{self._path}:{self._name}' gives a {type(made).__name__}, which has no method 'propose(trials, pending=(), n=1)'")
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._path, self._name)
+
+
+def own_code(text: str) -> dict[str, str]:
+    """A hash of the code of an optimizer of a user's file, as a fingerprint; empty for those known by name."""
+    factory = optimizer_factory(text) if text.partition(":")[0].endswith(".py") else None
+    return {"optimizer": code_identity(factory.made_by)} if isinstance(factory, OptimizerOfFile) else {}
 
 
 def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: float | None = None, keep_dominated: bool = False) -> "Optimizer":
@@ -136,7 +171,10 @@ def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: fl
 
 
 def check_optimizer(text: str) -> None:
-    """Raises unless there is an optimizer of that name that takes its argument; without an argument nothing is imported."""
+    """Raises unless there is an optimizer of that name that takes its argument, or in that file, which is run; a mere name imports nothing."""
+    if text.partition(":")[0].endswith(".py"):
+        optimizer_factory(text)
+        return
     OPTIMIZERS.check(text.partition(":")[0])
     if ":" in text and text not in OPTIMIZERS.names():
         optimizer_factory(text)
@@ -146,19 +184,30 @@ def check_space(text: str) -> None:
     """Raises unless a space of that name, or the file it is to come from, is there; nothing is imported."""
     head = text.partition(":")[0]
     if head.endswith(".py"):
-        _check_file(Path(head))
+        _check_file(Path(head), "function")
     else:
         SPACES.check(head)
 
 
-def _check_file(path: Path) -> None:
+def located(text: str, run: Path) -> str:
+    """The name of the space that a run recorded, as it holds in this folder.
+
+    A file that is not found from here is looked for from where the search was run, which mostly is the folder that holds `runs/`.
+    """
+    head, _, function = text.partition(":")
+    there = run.absolute().parent.parent / head
+    return f"{there}:{function}" if head.endswith(".py") and not Path(head).is_file() and there.is_file() else text
+
+
+def _check_file(path: Path, wanted: str) -> None:
     if not path.is_file():
-        raise InputError(f"no file '{path}'; give path/to/file.py:function")
+        raise InputError(f"no file '{path}'; give path/to/file.py:{wanted}")
 
 
-def function_of_file(path: Path, function: str) -> Any:
-    """A function of a Python file, which is run for it."""
-    _check_file(path)
+def function_of_file(path: Path, function: str, kind: str = "space") -> Any:
+    """A function, or for an optimizer a class too, of a Python file, which is run for it; `kind` says what it is for."""
+    wanted = "class or function" if kind == "optimizer" else "function"
+    _check_file(path, "Name" if kind == "optimizer" else "function")
     spec = importlib.util.spec_from_file_location(f"{USER_PREFIX}{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         raise InputError(f"'{path}' cannot be imported as Python")
@@ -166,9 +215,10 @@ def function_of_file(path: Path, function: str) -> Any:
     sys.modules[spec.name] = module
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.insert(0, folder)  # its neighbours can be imported, as with `python FILE.py`
-    with user_code(f"space file '{path}'"):
+    with user_code(f"{kind} file '{path}'"):
         spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
-        known = [name for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name]
-        raise InputError(f"'{path}' has no function '{function}'; it has: {', '.join(known) or 'none'}")
+        takes = (lambda value: inspect.isfunction(value) or inspect.isclass(value)) if kind == "optimizer" else inspect.isfunction
+        known = [name for name, value in vars(module).items() if takes(value) and value.__module__ == spec.name]
+        raise InputError(f"'{path}' has no {wanted} '{function}'; it has: {', '.join(known) or 'none'}")
     return getattr(module, function)

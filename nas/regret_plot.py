@@ -14,6 +14,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """The first seven are told apart by colour-blind readers (Okabe and Ito); line styles change after twelve."""
 
 WIDTH, HEIGHT, MARGIN = 420, 280, 44
+LEFT = 64
+"""Margin for the labels of regrets."""
 FLOOR = 1e-3
 """Regrets below are drawn here: the axis is logarithmic."""
 
@@ -62,9 +64,9 @@ def _axes(count: int) -> list[str]:
     lines = []
     for regret in (1.0, 0.1, 0.01, FLOOR):
         y = _y(regret)
-        lines.append(f'<line x1="{MARGIN}" x2="{WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/>')
+        lines.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/>')
         label = f"{regret:g}" if regret > FLOOR else f"<= {FLOOR:g}"
-        lines.append(f'<text x="{MARGIN - 4}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        lines.append(f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>')
     ticks = sorted({round(count * part / 5) for part in range(6)})
     lines += [f'<text x="{_x(k, count):.1f}" y="{HEIGHT - MARGIN + 28}" text-anchor="middle">{k}</text>' for k in ticks]
     return [*lines, f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">measurements (lines: median regret, bands: quartiles)</text>']
@@ -75,7 +77,7 @@ def _points(regrets: Floats, count: int) -> list[str]:
 
 
 def _x(k: int, count: int) -> float:
-    return MARGIN + (WIDTH - MARGIN - 10) * k / max(1, count)
+    return LEFT + (WIDTH - LEFT - 10) * k / max(1, count)
 
 
 def _y(regret: float) -> float:

@@ -1,6 +1,7 @@
 """What is searched: stages, their choices, and candidates that pick one choice a stage."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,12 +148,15 @@ class SearchSpace:
         return {stage.name: stage.choices[k].name for stage, k in zip(self.stages, candidate, strict=True)}
 
     def parse(self, text: str) -> Candidate:
-        """The candidate that `"stage=choice,stage=choice"` describes; `"teacher"` and the empty text are the teacher."""
+        """The candidate that `"stage=choice,stage=choice"` describes; `"teacher"` and the empty text are the teacher.
+
+        Names of choices may hold commas and equals signs: a comma separates where a stage's name and `=` follow, or the stage has a choice called as what
+        stands before it.
+        """
         if text.strip() == TEACHER:
             return self.teacher
-        pairs = [part.strip() for part in text.split(",") if part.strip()]
         names: dict[str, str] = {}
-        for pair in pairs:
+        for pair in self._pairs(text):
             stage, equals, choice = pair.partition("=")
             if not equals or not stage.strip() or not choice.strip():
                 raise InputError(f"candidate '{text}': expected 'stage=choice', got '{pair}'")
@@ -160,6 +164,16 @@ class SearchSpace:
                 raise InputError(f"candidate '{text}' names stage '{stage.strip()}' twice")
             names[stage.strip()] = choice.strip()
         return self.encode(names)
+
+    def _pairs(self, text: str) -> list[str]:
+        choices = {stage.name: {choice.name for choice in stage.choices} for stage in self.stages}
+        pairs: list[str] = []
+        for pair in re.split(rf",(?=\s*(?:{'|'.join(map(re.escape, choices))})\s*=)", text):
+            stage, _, choice = (part.strip() for part in pair.partition("="))
+            first = choice.partition(",")[0].strip()
+            whole = choice in choices.get(stage, ()) or (stage in choices and first not in choices[stage])
+            pairs += [pair] if whole else pair.split(",")
+        return [pair.strip() for pair in pairs if pair.strip()]
 
     def enumerate(self) -> np.ndarray:
         """All combinations, `(n_candidates, S)` of the smallest unsigned type, last stage fastest."""

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from nas.protocols import Evaluator, MeasuresApart, Optimizer, Predicts
 from nas.record import Record
 from nas.space import Candidate
 from nas.trial import Measurement, Trial, incumbent, least_divergent
+from nas.user_code import user_code
 
 Stopped = Literal["trials", "proof", "exhausted", "interrupted"]
 
@@ -101,10 +103,11 @@ class Study:
         More only where the optimizer has nothing to propose on these.
         """
         started = time.process_time()
-        known = [t.candidate for t in trials]
+        known, kind = [t.candidate for t in trials], type(self.optimizer)
         for seen in range(max(0, len(trials) + len(under_way) - self._width + 1), len(trials) + 1):
             pending = [*known[seen:], *under_way]
-            proposed = self.optimizer.propose(trials[:seen], pending, 1)
+            with user_code(f"optimizer {kind.__name__}") if not kind.__module__.startswith("nas.") else nullcontext():
+                proposed = self.optimizer.propose(trials[:seen], pending, 1)
             if proposed:
                 break
         self.record.set_fact("seconds_proposing", self.seconds_proposing + time.process_time() - started)

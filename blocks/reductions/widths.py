@@ -74,7 +74,10 @@ def _pruned(recipe: Reduction, teacher: nn.Module, kind: type[nn.Module], fracti
     twin = copied(teacher)
     pairs = [pair for pair in find_pairs(twin) if isinstance(pair.reader, kind) and pair.width > 1]
     if not pairs:
-        raise DoesNotFit(f"{recipe.name} needs two {kind.__name__.strip('_').removesuffix('Nd')} layers of which one reads what the other writes, found none")
+        unsure, layers = _unsure_pairs(twin, kind), kind.__name__.strip("_").removesuffix("Nd")
+        way_out = "which the order of layers does not tell for sure; make each pair a module and a stage of its own"
+        found = f"{unsure} such pairs, {way_out}" if unsure > 1 else "none"
+        raise DoesNotFit(f"{recipe.name} needs two {layers} layers of which one reads what the other writes, found {found}")
     for pair in pairs:
         prune(pair, max(1, round(fraction * pair.width)))
     return twin
@@ -93,6 +96,19 @@ def find_pairs(root: nn.Module) -> list[Pair]:
     for pair in found:
         unique.setdefault(id(pair.writers[0]), pair)
     return list(unique.values())
+
+
+def _unsure_pairs(root: nn.Module, kind: type[nn.Module]) -> int:
+    """How many pairs the widths of layers allow where `find_pairs` is not sure of any: more than two in a row, and nothing registered between them."""
+    count = 0
+    for parent in root.modules():
+        for run in () if is_attention(parent) else _runs(parent):
+            writer: _Dense | None = None
+            for layer in (layer for layer in run if isinstance(layer, _Dense) and isinstance(layer, kind)):
+                joined = writer is not None and _width_in(layer) > 1 and _joined(writer, layer)
+                count += joined
+                writer = None if joined else layer
+    return count
 
 
 def _gated(parent: nn.Module) -> Iterator[Pair]:

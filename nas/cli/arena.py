@@ -15,12 +15,14 @@ def optimizers(json: options.Json = False) -> None:
     from nas.names import OPTIMIZERS
 
     print_names(OPTIMIZERS, json)
+    if not json:
+        err.print("also: path/to/file.py:Name for an optimizer of your own", markup=False)
 
 
 def compare(
     eps: Annotated[list[float], typer.Option("--eps", help="Bound on the divergence; several give one comparison each.")],
     space: options.SpaceName = "synthetic",
-    names: Annotated[str, typer.Option("--optimizers", help="Names, separated by commas.")] = "eps_gp,additive,random",
+    names: Annotated[str, typer.Option("--optimizers", help="Names or path/to/file.py:NAME, separated by commas.")] = "eps_gp,additive,random",
     seeds: Annotated[int, typer.Option("--seeds", help="Independent runs of each optimizer.")] = 20,
     trials: Annotated[int, typer.Option("--trials", help="Measurements of a run at most.")] = 50,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes of one thread each.")] = 1,

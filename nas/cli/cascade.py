@@ -44,11 +44,11 @@ def cascade(
     _check_said(run, open_choice, origin["name"] if ".py" in origin["name"] and not trust else None)
     check_writable(directory.path, "the result is saved there")
     options.set_threads(threads)
-    from nas.names import resolve_space
+    from nas.names import located, resolve_space
     from nas.spaces.cascade import CascadeSearch
     from nas.spaces.network import NetworkSpace
 
-    space = resolve_space(origin.pop("name"), **origin)
+    space = resolve_space(located(origin.pop("name"), run), **origin)
     if not isinstance(space, NetworkSpace):
         raise InputError(f"run '{run}' searched '{config['space']['name']}', which has no blocks to recalibrate")
     search = CascadeSearch(space, terminal)

@@ -86,9 +86,13 @@ def _print_new_block(e: "Explanation") -> None:
     if not e.new_blocks:
         return
     best = e.new_blocks[0]
-    saves = max(best.half_cost_saves, best.half_error_saves or 0.0)
-    how = "half as costly and as close" if best.half_cost_saves >= (best.half_error_saves or 0.0) else "that costs the same and adds half as much to L"
-    out.print(f"a new block would pay most at {best.stage}: one {how} saves about {amount(saves)} {e.objective}", markup=False)
+    saves, harm = best.half_cost_saves, best.half_error_saves or 0.0
+    how = "half as costly and as close" if saves >= harm else f"that costs the same and adds half as much to L (now {best.part})"
+    unknown = ", ".join(block.stage for block in e.new_blocks if block.unknown)
+    doubt = f"; what the blocks at {unknown} add to L is unknown and left out" if unknown else ""
+    out.print(
+        f"a new block would pay most at {best.stage}: one {how} saves about {amount(max(saves, harm))} {e.objective}{doubt}", markup=False, soft_wrap=True
+    )
 
 
 def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None:
@@ -97,7 +101,7 @@ def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None
     out.print(f"cheaper networks one swap away, least divergent first ({len(near)} of {len(cheaper)}; --json lists all {len(neighbours)})")
     table = Table("stage", "swap", objective, "saves", "L (~ predicted, 90 % interval)", "", box=SIMPLE_HEAD)
     for n in near:
-        verdict = "" if n.allowed else "breaks a bound"
+        verdict = "breaks a bound" if not n.allowed else "rejected on held-out" if n.rejected else ""
         verdict = verdict or ("feasible" if n.feasible else "above eps" if n.divergence else "unknown")
         table.add_row(n.stage, f"{n.before} -> {n.after}", amount(n.cost), amount(n.saves), str(n.divergence or "-"), verdict)
     out.print(table)
@@ -105,19 +109,21 @@ def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None
 
 def _print_stages(e: "Explanation") -> None:
     """The stages in the network's order."""
-    out.print(f"stage by stage: what its block adds to L, its best cheaper swap, and what a new block would save ({e.objective})")
-    table = Table("stage", "block", "adds to L", "best cheaper swap", "saves per 0.001 L", "new, half cost", "new, half harm", box=SIMPLE_HEAD)
+    out.print(f"stage by stage: what its block adds to L, what its best cheaper swap saves, and what a new block would ({e.objective})")
+    table = Table("stage", "block", "adds to L", "cheaper swap", "per 0.001 L", "half cost", "half harm", box=SIMPLE_HEAD)
     blocks = {block.stage: block for block in e.new_blocks}
     for price in e.prices:
         block = blocks[price.stage]
         rate = "-" if price.cheaper is None else "free" if price.saved_per_divergence is None else amount(1e-3 * price.saved_per_divergence)
-        part = "-" if block.part_of_divergence is None else f"{'' if block.part_measured else '~'}{block.part_of_divergence:.2g}"
-        gained = "-" if block.half_error_saves is None else amount(block.half_error_saves)
+        part = "?" if block.unknown else str(block.part or "-")
+        gained = "?" if block.unknown else "-" if block.half_error_saves is None else amount(block.half_error_saves)
         table.add_row(block.stage, block.choice, part, price.cheaper or "-", rate, amount(block.half_cost_saves), gained)
     out.print(table)
     err.print(
         Text(
-            "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted); half harm: a block that adds half as much",
+            "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted with a 90 % interval, ? unknown); "
+            "half cost, half harm: a new block half as costly, one that adds half as much to L. "
+            "To be sure: nas measure --space ... --candidate ... with the winner's swaps but that one",
             style="dim",
         )
     )
@@ -150,9 +156,15 @@ def _print_additivity(e: "Explanation") -> None:
             f"(1 is the measured order; {found.n_singles_measured} of {found.n_singles} swaps measured alone, the rest predicted)",
             soft_wrap=True,
         )
-    for pair in found.pairs[:PAIRS]:
+    for pair in [pair for pair in found.pairs if pair.known][:PAIRS]:
         out.print(f"  {pair.first} and {pair.second} together add {pair.excess:+.2g} to the sum of their single effects ({pair.source})", markup=False)
     heat = heat_map(found.pairs, e.eps)
-    if heat is not None:
-        out.print("interactions: what two swaps add to L beyond the sum of what each adds alone, in % of eps (~ predicted)")
+    if heat is None:
+        return
+    out.print(
+        f"interactions: what two swaps add to L beyond the sum of what each adds alone, in % of eps: {heat.n_known} of {heat.n_pairs} pairs are known "
+        "(~ predicted; left empty where the 90 % interval holds 0 or neither swap was measured alone)",
+        soft_wrap=True,
+    )
+    if heat.n_known:
         out.print(_heat_table(heat))

@@ -93,14 +93,14 @@ def export(
 def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: bool) -> None:
     from nas.cli.console import Terminal
     from nas.modelcard import candidate_card, write_card
-    from nas.names import resolve_space
+    from nas.names import located, resolve_space
 
     config = directory.config()
     origin = dict(config["space"])
     if ".py" in origin["name"] and not trust:  # the run may come from somebody else
         raise InputError(f"run '{directory.path}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
     options.set_threads(None)
-    task = resolve_space(origin.pop("name"), **origin).prepare(Terminal())
+    task = resolve_space(located(origin.pop("name"), directory.path), **origin).prepare(Terminal())
     if task.export is None:
         raise InputError(f"space '{task.space.name}' has no models to export")
     candidate = task.space.parse(text)

@@ -23,7 +23,7 @@ def search(
     teacher: options.Teacher = None,
     library: options.Library = None,
     data: options.Pictures = None,
-    optimizer: Annotated[str, typer.Option("--optimizer", help="`nas optimizers` lists them.")] = "eps_gp",
+    optimizer: Annotated[str, typer.Option("--optimizer", help="`nas optimizers` lists them; or path/to/file.py:NAME.")] = "eps_gp",
     trials: Annotated[int, typer.Option("--trials", help="Measurements at most, over all eps.")] = 60,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the optimizer.")] = 0,
     minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise, such as params or macs.")] = None,

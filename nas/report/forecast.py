@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,11 @@ class Forecast:
     def predicted(self, candidate: Candidate) -> float | None:
         """The model's median for a candidate, measured or not: what other predictions are to be compared with."""
         return None if self.model is None else float(self.model.predict(self.trials, [candidate])[0][1])
+
+    def corrected(self, heldout: Mapping[Candidate, float | None]) -> "Forecast":
+        """A forecast for which candidates that held-out samples refused have the divergence measured there (None: it could not be measured)."""
+        trials = tuple(replace(t, divergence=heldout[t.candidate]) if t.candidate in heldout else t for t in self.trials)
+        return replace(self, trials=trials, _known={}) if heldout else self
 
     def cost_at(self, eps: float) -> "tuple[float, float, float] | None":
         """5 %, 50 % and 95 % quantiles of the cost of the cheapest feasible candidate at another eps."""

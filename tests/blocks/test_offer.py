@@ -43,6 +43,14 @@ def test_recipes_for_all_stages_are_left_out_where_they_do_not_fit_with_the_reas
     assert "bypass needs one output" in left_out["head"]["bypass"]
 
 
+def test_a_recipe_that_fits_no_stage_at_all_is_named_with_its_reason(graph: CutModel) -> None:
+    useless, counts = offer(graph, [Separable(), FeedForward(0.5), LowRank(0.3)], X).notes
+    assert useless.startswith("warning: recipe 'separable' fits no stage: needs a convolution with a kernel above 1")
+    assert useless.endswith("(at mlp)")
+    assert counts.startswith("recipes that fit, of 3: mlp 2, head 1")
+    assert not any("fits no stage" in note for note in offer(graph, None, X).notes)  # most reductions of the toolkit never fit
+
+
 def test_a_recipe_named_for_a_stage_must_fit_it(graph: CutModel) -> None:
     with pytest.raises(DoesNotFit, match=r"^stage 'mlp': separable needs a convolution .* found Linear, Tanh$"):
         offer(graph, {"mlp": [Separable()]}, X)

@@ -116,6 +116,17 @@ def test_a_reduction_that_does_not_fit_says_what_it_needs_and_what_it_found(name
         recipe.build(BLOCKS[name][0])
 
 
+def test_several_pairs_of_layers_in_one_block_are_counted_and_their_way_out_is_said() -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token_in, self.token_out = nn.Linear(4, 32), nn.Linear(32, 4)
+            self.channel_in, self.channel_out = nn.Linear(8, 64), nn.Linear(64, 8)
+
+    with pytest.raises(DoesNotFit, match=r"found 2 such pairs, which .*; make each pair a module and a stage of its own"):
+        FeedForward(0.5).build(Mixer())
+
+
 def test_handing_on_does_not_fit_a_stage_that_changes_the_shape() -> None:
     with pytest.raises(DoesNotFit, match=r"bypass needs one output shaped like the first input \(2, 8\), found \(2, 4\)"):
         Bypass().check([torch.empty(2, 8)], [torch.empty(2, 4)])

@@ -1,6 +1,7 @@
 """What the verbs that show, compare and export print, for people and as JSON, on small runs."""
 
 import json
+import re
 import shutil
 import socket
 import sys
@@ -61,6 +62,7 @@ def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Pa
     assert "with 10 % " in text
     assert "cheaper networks one swap away, least divergent first" in text
     assert "stage by stage: what its block adds to L" in text
+    assert re.search(r"~[\d.e-]+ \([\d.e-]+ to [\d.e-]+\)", text.split("stage by stage")[1])
     only = shown("explain", str(searched), "--eps", "0.02")
     assert "eps 0.02: params" in only
     assert only.count("replaced: ") == 1
@@ -102,6 +104,7 @@ def test_a_space_is_shown_with_every_block(home: Path) -> None:
     table = json.loads(shown("spaces", "show", TOY, "--json"))
     assert [choice["name"] for choice in table["stages"][0]["choices"]] == ["teacher", "half", "tiny"]
     assert "also: --space path/to/file.py:function" in nas("spaces").stderr
+    assert "also: path/to/file.py:Name" in nas("optimizers").stderr
 
 
 def test_blocks_are_calibrated_and_candidates_measured_for_people(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,15 @@ def test_the_plot_is_well_formed_and_has_a_line_for_each_row(tmp_path: Path) -> 
     assert tags.count("polygon") == 4
 
 
+def test_no_label_of_the_plot_is_cut_off_at_the_left(tmp_path: Path) -> None:
+    plot([Row("a", 0.1, np.array([[1.0, 0.0]]), 0.1)], tmp_path / "regret.svg")
+    root = ElementTree.fromstring((tmp_path / "regret.svg").read_text(encoding="utf-8"))
+    labels = [element for element in root.iter() if element.get("text-anchor") == "end"]
+    assert len(labels) == 4
+    for label in labels:  # a digit is 7 pixels wide, '<' and '=' are 9
+        assert float(label.get("x", 0)) >= 7 * len(label.text or "") + 2
+
+
 def test_a_plot_under_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.svg"):
         plot([Row("a", 0.1, np.ones((1, 2)), 0.1)], tmp_path / "regret.png")

@@ -2,18 +2,23 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nas
 from nas.errors import InputError
-from nas.explain import Explanation, explain
-from nas.findings import read_run
+from nas.explain import Explanation, _part, explain
+from nas.findings import Findings, read_run
 from nas.names import resolve_space
+from nas.problem import CostTable, Problem
 from nas.progress import Quiet
-from nas.report.forecast import Forecast, forecast, references
-from nas.report.interactions import heat_map
+from nas.report.forecast import Estimate, Forecast, forecast, references
+from nas.report.interactions import Interaction, heat_map, interactions
+from nas.space import Candidate, Choice, SearchSpace, Stage
+from nas.trial import Trial
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,86 @@ def test_a_larger_eps_never_costs_more(explained: tuple[Explanation, Forecast]) 
     assert same.high <= explained[0].cost
 
 
+@pytest.fixture(scope="module")
+def refused(run: Path) -> Findings:
+    """The run with every feasible candidate cheaper than one neighbour of its winner refused by held-out samples, the winner among them."""
+    findings = read_run(run)
+    space, eps = findings.problem.space, findings.eps[0]  # type: ignore[union-attr]
+    first = findings.winners[0].trial
+    assert first is not None
+    feasible = [t for t in findings.trials if t.divergence is not None and t.divergence <= eps]
+    near = [t for t in feasible if sum(k != a for k, a in zip(t.candidate, first.candidate, strict=True)) == 1]
+    held = min(near, key=lambda t: t.costs["params"])
+    cheaper = [t for t in feasible if t.costs["params"] < held.costs["params"]]
+    result = dict(findings.facts["result"])
+    rejected = [{"candidate": space.decode(t.candidate), "divergence": t.divergence, "heldout_divergence": 1.3 * eps} for t in cheaper]
+    result["winners"] = [{**result["winners"][0], "candidate": space.decode(held.candidate), "rejected": rejected}]
+    return replace(findings, facts={**findings.facts, "result": result})
+
+
+def test_candidates_that_held_out_samples_refused_are_not_feasible_neighbours(refused: Findings) -> None:
+    explanation = explain(refused, forecast(refused))[0]
+    marked = [n for n in explanation.neighbours if n.rejected]
+    assert marked
+    assert not any(n.feasible for n in marked)
+    assert all(n.divergence is not None and n.divergence.value <= explanation.eps and n.saves > 0 for n in marked)
+    assert not any(n.feasible and n.saves > 0 and n.divergence and n.divergence.source == "measured" for n in explanation.neighbours)
+    assert explanation.bounds[0].keeps_out >= len(marked)
+    assert not {(n.stage, n.after) for n in marked} & {(price.stage, price.cheaper) for price in explanation.prices}
+
+
+def test_a_smaller_eps_never_promises_a_cheaper_network_than_the_winner(refused: Findings) -> None:
+    explanation = explain(refused, forecast(refused))[0]
+    smaller, same, larger = explanation.other_eps
+    assert smaller.low >= explanation.cost
+    assert smaller.middle >= same.middle >= larger.middle
+
+
+def test_a_predicted_part_of_l_has_an_interval_that_mostly_holds_the_truth(explained: tuple[Explanation, Forecast]) -> None:
+    explanation, known = explained
+    evaluator = resolve_space("synthetic:3").prepare(Quiet()).evaluator
+    parts = [b.part for b in explanation.new_blocks if b.part is not None and b.part.source == "predicted"]
+    stages = [b.stage for b in explanation.new_blocks if b.part is not None and b.part.source == "predicted"]
+    inside = 0
+    for stage, part in zip(stages, parts, strict=True):
+        without = evaluator.measure([known.problem.space.encode({**explanation.candidate, stage: "teacher"})])[0].divergence
+        assert without is not None
+        assert explanation.divergence is not None
+        assert 0 <= part.low <= part.value <= part.high <= explanation.divergence
+        inside += part.low <= explanation.divergence - without <= part.high
+    assert parts
+    assert inside >= 0.8 * len(parts)
+
+
+def test_a_block_that_no_other_trial_has_adds_an_unknown_amount(run: Path) -> None:
+    findings = read_run(run)
+    winner = findings.winners[0].trial
+    assert winner is not None
+    s = max(s for s, k in enumerate(winner.candidate) if k)
+    lonely = replace(findings, trials=tuple(t for t in findings.trials if t is winner or t.candidate[s] != winner.candidate[s]))
+    known = forecast(lonely)
+    assert known is not None
+    taken_back = (*winner.candidate[:s], 0, *winner.candidate[s + 1 :])
+    assert taken_back not in {t.candidate for t in lonely.trials}
+    block = next(b for b in explain(lonely, known)[0].new_blocks if b.stage == known.problem.space.stages[s].name)
+    assert block.unknown
+    assert block.part_of_divergence is None
+    assert block.half_error_saves is None
+
+
+def test_the_part_of_l_is_measured_where_the_neighbour_was_and_unknown_where_the_interval_says_nothing() -> None:
+    winner = Trial(1, (1, 1), {"params": 1.0}, 0.01, stderr=0.003)
+    measured = _part(winner, Estimate(0.006, 0.002, 0.010, "measured"), None)
+    assert measured is not None
+    assert (measured.value, measured.high) == pytest.approx((0.004, 0.009))
+    predicted = _part(winner, Estimate(0.009, 0.006, 0.02, "predicted"), 0.01)
+    assert predicted is not None
+    assert (predicted.low, predicted.value, predicted.high) == pytest.approx((0, 0.001, 0.004))
+    assert _part(winner, Estimate(0.003, 0.0001, 0.1, "predicted"), 0.01) is None
+    assert _part(winner, Estimate(0.03, 0.02, 0.1, "predicted"), 0.01) is None
+    assert _part(winner, Estimate(0.009, 0.006, 0.02, "predicted"), None) is None
+
+
 def test_pairs_and_prices_cover_the_replaced_stages(explained: tuple[Explanation, Forecast]) -> None:
     explanation, _ = explained
     replaced = [stage for stage, choice in explanation.candidate.items() if choice != "teacher"]
@@ -85,10 +170,41 @@ def test_the_heat_map_holds_every_pair_once_in_the_order_of_the_stages(explained
     assert heat is not None
     replaced = [stage for stage, choice in explanation.candidate.items() if choice != "teacher"]
     assert (*heat.columns, heat.rows[-1][0]) == tuple(replaced)
-    cells = [cell for _, row in heat.rows for cell in row if cell is not None]
-    assert len(cells) == len(explanation.additivity.pairs)
-    strongest = explanation.additivity.pairs[0]
-    assert {cell.heat for cell in cells if abs(cell.percent) == max(abs(c.percent) for c in cells)} == {3 if strongest.excess > 0 else -3}
+    assert heat.n_pairs == sum(len(row) for _, row in heat.rows) == len(explanation.additivity.pairs)
+
+
+def test_the_heat_map_draws_known_pairs_alone_and_the_strongest_in_full_colour() -> None:
+    pairs = (
+        Interaction("a", "c", -0.009, "predicted", -0.02, 0.002, False),
+        Interaction("a", "b", -0.004, "measured", -0.005, -0.003, True),
+        Interaction("b", "c", 0.002, "predicted", 0.001, 0.003, True),
+    )
+    heat = heat_map(pairs, 0.01)
+    assert heat is not None
+    assert (heat.n_known, heat.n_pairs) == (2, 3)
+    (_, (first,)), (_, (empty, last)) = heat.rows
+    assert first is not None
+    assert last is not None
+    assert empty is None
+    assert (first.heat, last.heat) == (-3, 2)
+    assert first.percent == pytest.approx(-40)
+
+
+def test_a_pair_is_known_only_if_its_interval_leaves_0_out_and_a_swap_was_measured_alone() -> None:
+    def among(joint: Estimate, *alone: Estimate) -> Interaction:
+        known: dict[Candidate, Estimate] = {(1, 1): joint, (1, 0): alone[0], (0, 1): alone[1]}
+        space = SearchSpace("two", tuple(Stage(s, (Choice("teacher"), Choice("b"))) for s in ("s", "t")))
+        problem = Problem(space, CostTable({"params": np.ones((2, 2))}, {"params": 0.0}), (0.1,), "params")
+        return interactions(problem, (1, 1), Forecast(problem, (), None, known))[0]
+
+    exact, noisy = Estimate(0.01, 0.01, 0.01, "measured"), Estimate(0.05, 0.03, 0.07, "measured")
+    said = Estimate(0.01, 0.009, 0.011, "predicted")
+    assert among(Estimate(0.05, 0.05, 0.05, "measured"), exact, exact).known
+    uncertain = among(noisy, exact, exact)
+    assert (uncertain.excess, uncertain.low) == pytest.approx((0.03, 0.03 - 1.645 * 0.02))
+    assert not uncertain.known
+    assert among(Estimate(0.05, 0.04, 0.06, "predicted"), said, exact).known
+    assert not among(Estimate(0.05, 0.04, 0.06, "predicted"), said, said).known
 
 
 def test_references_offer_the_same_block_everywhere(explained: tuple[Explanation, Forecast]) -> None:

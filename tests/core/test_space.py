@@ -15,6 +15,18 @@ def test_parse_leaves_unnamed_stages_to_the_teacher(space: SearchSpace) -> None:
     assert space.parse("teacher") == space.parse("") == space.teacher
 
 
+def test_names_with_commas_and_equals_signs_are_read_back_as_they_are_printed() -> None:
+    odd = ("teacher", "token=32,channel=64", "token=32", "a, b", "up,id")
+    space = SearchSpace("odd", tuple(Stage(name, tuple(map(Choice, odd))) for name in ("layer0", "layer0.up", "up")))
+    for candidate in map(tuple, space.enumerate().tolist()):
+        named = space.decode(candidate).items()
+        assert space.parse(",".join(f"{stage}={choice}" for stage, choice in named)) == candidate
+        assert space.parse(", ".join(f"{stage}={choice}" for stage, choice in named if choice != "teacher")) == candidate
+    with pytest.raises(InputError, match="stage 'up' has no choice 'token=32,chanel=64'; did you mean"):
+        SearchSpace("odd", (Stage("up", tuple(map(Choice, odd[:2]))),)).parse("up=token=32,chanel=64")
+    assert space.parse("up=token=32,") == (0, 0, 2)
+
+
 def test_decode_is_the_inverse_of_encode(space: SearchSpace) -> None:
     for candidate in map(tuple, space.enumerate().tolist()):
         assert space.encode(space.decode(candidate)) == candidate
@@ -34,6 +46,9 @@ def test_enumerate_lists_every_candidate_once_with_the_last_stage_fastest(space:
         ("up=idd", "no choice 'idd'; did you mean 'id'"),
         ("up", "expected 'stage=choice'"),
         ("up=id,up=flat", "names stage 'up' twice"),
+        ("mid=narrow,upp=id", "no stage 'upp'; did you mean 'up'"),
+        ("mid=narrow,up", "expected 'stage=choice', got 'up'"),
+        ("mid=narow,up=id", "no choice 'narow'; did you mean 'narrow'"),
     ],
 )
 def test_a_wrong_candidate_text_says_what_is_wrong(space: SearchSpace, text: str, message: str) -> None:

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nas.blocks.saved import load_model
 from nas.errors import DamagedFile, InputError
 from nas.spaces.tocsr.compact import CompactUNet, architecture_diff
 from nas.spaces.tocsr.library import library
@@ -55,6 +56,13 @@ def output(model: nn.Module, size: int | tuple[int, int] = (13, 9)) -> Tensor:
 def inputs_of(model: nn.Module, size: int | tuple[int, int] = (13, 9)) -> dict[str, Tensor]:
     torch.manual_seed(1)
     return example_inputs(model, size, tokens=5, batch=2)
+
+
+def test_the_loader_of_own_models_says_who_loads_a_compact_unet(compact: CompactUNet, tmp_path: Path) -> None:
+    compact.save_pretrained(tmp_path)
+    (tmp_path / "architecture.json").write_text('{"library_version": "1", "stages": {}}')
+    with pytest.raises(InputError, match=r"holds a CompactUNet; load it with nas\.spaces\.tocsr\.CompactUNet\.from_pretrained\('"):
+        load_model(tmp_path, nn.Linear(2, 2))
 
 
 def test_assembled_model_computes_what_the_graph_computes_with_these_blocks(teacher: CompactUNet, blocks: Blocks, compact: CompactUNet) -> None:
