@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nas.names import OPTIMIZERS
 from tests.core.test_cli import nas as command
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", RUN)
 def test_the_snippets_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(OPTIMIZERS, "_loaded", dict(OPTIMIZERS._loaded))  # what a page registers is gone after it
     names: dict[str, object] = {"__name__": "snippet"}
     for kind, text in re.findall(r"```(python|console)\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL):
         if kind == "python":
