@@ -145,7 +145,7 @@ def _best_change(rows: Iterable[_Rows], heldout: Sequence[_Rows]) -> Tensor | No
 
 
 def _normal_equations(rows: Iterable[_Rows]) -> tuple[Tensor, Tensor]:
-    """`X^T X / n` `(in, in)` and `X^T R / n` `(in, out)` in double precision."""
+    """`X^T X / n` `(in, in)` and `X^T R / n` `(in, out)`, summed in single precision, in double precision."""
     sums: tuple[Tensor, Tensor] | None = None
     n = 0
     for x, r in rows:
