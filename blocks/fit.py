@@ -5,7 +5,7 @@ Between two looks at the held-out error nothing waits for the device. Blocks fit
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from nas.graph import Step, call_step
 
 WATCHED = 48
 """Held-out samples that are looked at during a fit, at least, if there are so many; the error that counts is over all of them."""
+
+IN_A_ROW = 1 << 26
+"""Bytes of batches that one block takes in a row before the next block takes the same, so that its weights stay in the processor's cache."""
 
 Batch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 """What the stage read and wrote on some samples."""
@@ -43,11 +46,11 @@ class CalibrationSettings:
     heldout: float = 0.2
     seed: int = 0
     finish: bool = True
-    version: int = 3
+    version: int = 4
 
 
 class Diverged(Exception):
-    """The fit met a non-finite loss; the message says where."""
+    """The fit met a gradient that is not finite; the message says where."""
 
 
 class Fit:
@@ -65,7 +68,7 @@ class Fit:
         self.block, self._step, self._variances, self._settings = block, step, variances, settings
         self._flat = FlatParameters([p for p in block.parameters() if p.requires_grad])
         self._optimizer = torch.optim.Adam(self._flat.vectors, lr=settings.lr, fused=True) if self._flat.vectors else None
-        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
         self._kept: dict[str, Tensor] | None = None
         self._stale = 0
         self.steps, self.seconds, self.failure = 0, 0.0, ""
@@ -83,27 +86,25 @@ class Fit:
         started = time.perf_counter()
         self._optimizer.param_groups[0]["lr"] = self._lr(self.steps)
         self._flat.zero_grad()
-        loss = relative_errors(self.block, self._step, self._variances, batch).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._flat.clip(1.0)
+        differentiate(self.block, self._step, self._variances, batch)
+        self._norms.append(self._flat.clip(1.0))
         self._optimizer.step()
-        self._losses.append(loss.detach())
         self.steps += 1
         self.seconds += time.perf_counter() - started
 
     def judge(self, errors: Tensor) -> None:
         """Takes the held-out errors of the present state; keeps it if it is the best."""
-        losses, self._losses = self._losses, []
-        finite = torch.isfinite(torch.stack(losses)) if losses else torch.ones(1, dtype=torch.bool)
+        norms, self._norms = self._norms, []
+        finite = torch.isfinite(torch.stack(norms)) if norms else torch.ones(1, dtype=torch.bool)
         if not finite.all():
             bad = int((~finite).nonzero()[0])
-            step = self.steps - len(losses) + bad
-            self.failure = f"loss became {losses[bad].item()} at step {step}, lr {self._lr(step):.1e}"
+            step = self.steps - len(norms) + bad
+            self.failure = f"the loss's gradient became {norms[bad].item()} at step {step}, lr {self._lr(step):.1e}"
             return
         self.curve.append((self.steps, float(errors.mean())))
-        if losses:
+        if norms:
             self._stale = 0 if errors.mean() < self.errors.mean() * (1 - self._settings.tolerance) else self._stale + 1
-        if not losses or errors.mean() < self.errors.mean():
+        if not norms or errors.mean() < self.errors.mean():
             self.errors, self._kept = errors, {name: value.detach().clone() for name, value in self.block.state_dict().items()}
 
     def end(self, features: Features, fit: Tensor, heldout: Tensor) -> None:
@@ -165,10 +166,10 @@ def fit_together(fits: Sequence[Fit], features: Features, settings: CalibrationS
             yield one, True
         at = min((one.steps for one in going), default=0)
         now = [one for one in going if one.steps == at]
-        for rows in fit[_drawn(len(fit), at, settings)] if now else ():
-            batch = features.batch(rows)
+        for batches in _in_a_row(features, fit[_drawn(len(fit), at, settings)] if now else ()):
             for one in now:
-                one.advance(batch)
+                for batch in batches:
+                    one.advance(batch)
         for one, errors in zip(now, errors_of([one.block for one in now], features, watched), strict=True):
             one.judge(errors)
         yield from [(one, False) for one in now if not one.done]
@@ -180,11 +181,23 @@ def _drawn(n: int, at: int, settings: CalibrationSettings) -> Tensor:
     return torch.randint(n, (at + settings.check_every, settings.batch_size), generator=random)[at:]
 
 
+def _in_a_row(features: Features, drawn: Iterable[Tensor]) -> Iterator[list[Batch]]:
+    """The batches of the drawn samples, so many at a time as `IN_A_ROW` allows, but one at least."""
+    held: list[Batch] = []
+    for rows in drawn:
+        held.append(features.batch(rows))
+        if (len(held) + 1) * sum(value.nbytes for part in held[0] for value in part) > IN_A_ROW:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
 def calibrate_block(block: nn.Module, features: Features, settings: CalibrationSettings) -> tuple[dict[str, float], int]:
     """Fits one block in place; returns its held-out error (MSE / variance) by output name and the steps taken.
 
     Raises:
-        Diverged: a loss or the held-out error is not finite.
+        Diverged: a gradient or the held-out error is not finite.
     """
     fit = Fit(block, features.step, features.output_variances, settings)
     with repeatable(next((p.device for p in block.parameters()), "cpu")):
@@ -193,6 +206,17 @@ def calibrate_block(block: nn.Module, features: Features, settings: CalibrationS
     if fit.failure:
         raise Diverged(fit.failure)
     return dict(zip(features.step.writes, fit.errors.tolist(), strict=True)), fit.steps
+
+
+def differentiate(block: nn.Module, step: Step, variances: Sequence[float], batch: Batch) -> None:
+    """Adds to the parameters' gradients those of the mean of `relative_errors`, whose value is not computed."""
+    reads, targets = batch
+    outputs, gradients = [], []
+    for value, target, variance in zip(call_step(step, block, reads), targets, variances, strict=True):
+        if value.requires_grad:
+            outputs.append(value)
+            gradients.append((value.detach() - target).mul_(2 / (target.numel() * (variance or 1.0) * len(targets))))
+    torch.autograd.backward(outputs, gradients)
 
 
 def relative_errors(block: nn.Module, step: Step, variances: Sequence[float], batch: Batch) -> Tensor:
