@@ -30,7 +30,7 @@ class FlatParameters:
         """Scales all gradients down together to a norm of at most `most`: `nn.utils.clip_grad_norm_` in four operations. The norm before, `()`."""
         gradients = [vector.grad for vector in self.vectors if vector.grad is not None]
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([one.to(norms[0]) for one in norms]))
+        norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([one.to(norms[0]) for one in norms]))
         scale = (most / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient))

@@ -86,6 +86,21 @@ def test_what_makes_the_whole_block_worse_is_taken_back() -> None:
     assert after < 0.05 * before
 
 
+def test_ends_of_one_output_are_solved_together() -> None:
+    """One after the other, the first would take over what the second lacks as far as it can."""
+    teacher = made(0)
+    block = copy.deepcopy(teacher)
+    assert isinstance(block, Residual)
+    with torch.no_grad():
+        for parameter in (block.second.weight, block.second.bias, block.shortcut.weight):
+            assert parameter is not None
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    changed, before, after = solved(block, features_of(teacher, 4, 6, 6, writes=("skip", "h")))
+    assert changed >= 2
+    assert before > 1e-3
+    assert after < 1e-7
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_block_never_gets_worse(seed: int) -> None:
     _, before, after = solved(made(seed + 1), features_of(made(0), 4, 6, 6, writes=("skip", "h")))
