@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.blocks.features import Features, split_features
-from nas.blocks.flat import FlatParameters
+from nas.blocks.flat import FlatAdam, FlatParameters
 from nas.blocks.ridge import solve_ends
 from nas.devices import repeatable
 from nas.graph import Step, call_step
@@ -67,7 +67,7 @@ class Fit:
     def __init__(self, block: nn.Module, step: Step, variances: Sequence[float], settings: CalibrationSettings) -> None:
         self.block, self._step, self._variances, self._settings = block, step, variances, settings
         self._flat = FlatParameters([p for p in block.parameters() if p.requires_grad])
-        self._optimizer = torch.optim.Adam(self._flat.vectors, lr=settings.lr, fused=True) if self._flat.vectors else None
+        self._adam = FlatAdam(self._flat, most=1.0)
         self._norms: list[Tensor] = []
         self._kept: dict[str, Tensor] | None = None
         self._stale = 0
@@ -78,17 +78,14 @@ class Fit:
     @property
     def done(self) -> bool:
         """Whether further steps are not worth it."""
-        return bool(self.failure) or self._optimizer is None or self.steps >= self._settings.max_steps or self._stale >= self._settings.patience
+        return bool(self.failure) or not self._flat.vectors or self.steps >= self._settings.max_steps or self._stale >= self._settings.patience
 
     def advance(self, batch: Batch) -> None:
         """One step; nothing in here waits for the device."""
-        assert self._optimizer is not None
         started = time.perf_counter()
-        self._optimizer.param_groups[0]["lr"] = self._lr(self.steps)
         self._flat.zero_grad()
         differentiate(self.block, self._step, self._variances, batch)
-        self._norms.append(self._flat.clip(1.0))
-        self._optimizer.step()
+        self._norms.append(self._adam.step(self._lr(self.steps)))
         self.steps += 1
         self.seconds += time.perf_counter() - started
 
@@ -125,7 +122,7 @@ class Fit:
         """Everything that further steps depend on, between two of them after a look."""
         return {
             "steps": self.steps, "curve": self.curve, "stale": self._stale, "seconds": self.seconds, "errors": self.errors, "kept": self._kept,
-            "block": dict(self.block.state_dict()), "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "block": dict(self.block.state_dict()), "adam": self._adam.state(),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -135,8 +132,7 @@ class Fit:
             Exception: it is the state of another block; nothing says which part of it fails first.
         """
         self.block.load_state_dict(state["block"])
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(state["optimizer"])
+        self._adam.restore(state["adam"])
         own = self.block.state_dict()
         self._kept = None if state["kept"] is None else {name: value.to(own[name].device) for name, value in state["kept"].items()}
         self.steps, self._stale, self.seconds = int(state["steps"]), int(state["stale"]), float(state["seconds"])

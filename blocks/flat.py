@@ -1,9 +1,10 @@
 """Parameters side by side in one vector, so that an optimizer has one tensor to work on instead of many small ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 _ALIGNED = 16  # numbers; each parameter starts on a boundary that vector instructions like
 
@@ -26,15 +27,10 @@ class FlatParameters:
             assert vector.grad is not None
             vector.grad.zero_()
 
-    def clip(self, most: float) -> Tensor:
-        """Scales all gradients down together to a norm of at most `most`: `nn.utils.clip_grad_norm_` in four operations. The norm before, `()`."""
-        gradients = [vector.grad for vector in self.vectors if vector.grad is not None]
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-        norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([one.to(norms[0]) for one in norms]))
-        scale = (most / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scale.to(gradient))
-        return norm
+    def norm(self) -> Tensor:
+        """The norm of all gradients together, `()`."""
+        norms: list[Tensor] = [torch.linalg.vector_norm(vector.grad) for vector in self.vectors if vector.grad is not None]
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([one.to(norms[0]) for one in norms]))
 
     def release(self) -> None:
         """Gives every parameter memory of its own again, and no gradient."""
@@ -54,3 +50,36 @@ class FlatParameters:
 
 def _shaped(part: Tensor, like: Tensor) -> Tensor:
     return part[: like.numel()].view(like.shape)
+
+
+class FlatAdam:
+    """Adam on flat parameters, gradients scaled down together to a norm of at most `most` before each step.
+
+    The functional form: what `torch.optim.Adam` does around it takes longer than the arithmetic of a small block.
+    """
+
+    def __init__(self, flat: FlatParameters, most: float) -> None:
+        self._flat, self._most = flat, most
+        self._means, self._squares = ([torch.zeros_like(vector) for vector in flat.vectors] for _ in range(2))
+        self._steps = [torch.zeros((), device=vector.device) for vector in flat.vectors]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> Tensor:
+        """One step; the gradients' norm before it, `()`."""
+        norm = self._flat.norm()
+        gradients = [vector.grad for vector in self._flat.vectors if vector.grad is not None]
+        adam(
+            list(self._flat.vectors), gradients, self._means, self._squares, [], self._steps, fused=True, grad_scale=(norm / self._most).clamp(min=1.0).float(),
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
+        )  # fmt: skip
+        return norm
+
+    def state(self) -> dict[str, list[Tensor]]:
+        """What further steps depend on."""
+        return {"means": self._means, "squares": self._squares, "steps": self._steps}
+
+    def restore(self, state: Mapping[str, Sequence[Tensor]]) -> None:
+        """Goes on from where `state` was taken."""
+        for name, own in self.state().items():
+            for mine, value in zip(own, state[name], strict=True):
+                mine.copy_(value)

@@ -27,10 +27,10 @@ Judge = Callable[[], Tensor]
 LARGEST = 4096
 """Inputs of the maps solved together (channels times taps), at most; a larger map is left as it is: solving would take longer than fitting."""
 
-ROWS, ROWS_EACH, WORK = 16384, 12, 1 << 29
+ROWS, ROWS_EACH, WORK = 32768, 12, 1 << 30
 """Rows of `X` at most; of them so many for each input of the maps, or what so many multiply-adds of `X^T X` allow, whichever is more."""
 
-SAMPLES = 128
+SAMPLES = 256
 """Samples that the rows come from, at least, if there are so many."""
 
 CHUNK = 1 << 24

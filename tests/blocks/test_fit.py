@@ -12,7 +12,7 @@ from nas.blocks import calibration
 from nas.blocks.calibration import Calibrator
 from nas.blocks.features import StageFeatures, collect_features, split_features
 from nas.blocks.fit import CalibrationSettings, Diverged, Fit, calibrate_block, fit_together, held_out_errors
-from nas.blocks.flat import FlatParameters
+from nas.blocks.flat import FlatAdam, FlatParameters
 from nas.blocks.levels import errors_by_level
 from nas.blocks.store import BlockStore
 from nas.blocks.upkeep import leftovers
@@ -173,17 +173,22 @@ def test_flat_parameters_share_one_vector_and_are_given_back() -> None:
 
 
 @pytest.mark.parametrize("most", [0.1, 1e6])
-def test_flat_gradients_are_clipped_as_torch_does(most: float) -> None:
+def test_flat_parameters_go_the_way_of_clipping_and_adam(most: float) -> None:
     nets = [nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2).double()) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     flat = FlatParameters(list(nets[0].parameters()))
     assert len(flat.vectors) == 2
-    for net in nets:
-        net[1](net[0](torch.ones(1, 3)).double()).sum().backward()
-    flat.clip(most)
-    nn.utils.clip_grad_norm_(nets[1].parameters(), most)
+    mine, usual = FlatAdam(flat, most), torch.optim.Adam(nets[1].parameters(), lr=0.1)
+    for step in range(5):
+        flat.zero_grad()
+        usual.zero_grad()
+        for net in nets:
+            net[1](net[0](torch.full((1, 3), step + 1.0)).double()).square().sum().backward()
+        norm = nn.utils.clip_grad_norm_(nets[1].parameters(), most)
+        torch.testing.assert_close(mine.step(0.1), norm.float(), rtol=1e-5, atol=0)
+        usual.step()
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=0)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_errors_by_level_average_to_the_error(features: StageFeatures) -> None:
