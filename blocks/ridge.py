@@ -1,9 +1,9 @@
 """A closed-form finish for a fitted block: the linear maps that its outputs end in are solved by ridge regression.
 
 A convolution or linear map is an *end* of an output if what is added to its result is added to that output. With all else as it is, the best change of the
-weights of an output's ends is the minimiser `D` of `|X D - R|^2 / n + l |S D|^2`: `X` `(n, in)` what the ends read (patches, and a 1 for a bias), `S` the root
-mean square of each column of `X`, `R` `(n, out)` what the output lacks of the teacher's. `l` is chosen on held-out rows, and a change is kept only if the
-block's error on all held-out samples falls.
+weights of an output's ends is the minimiser `D` of `|X D - R|^2 / n + l |S D|^2`: `X` `(n, in)` what the ends read (patches, and a 1 for a bias), `S` for
+every column of `X` the root mean square of what its end reads, `R` `(n, out)` what the output lacks of the teacher's. `l` is chosen on held-out rows, and
+a change is kept only if the block's error on all held-out samples falls.
 
 Done before the fit instead of after it, the same solution is a better start but often a worse end: the first steps spoil it.
 """
@@ -125,9 +125,10 @@ def _solvable(module: nn.Module) -> bool:
 
 def _solve(block: nn.Module, maps: _Maps, output: int, features: Features, fit: Tensor, heldout: Tensor, before: Tensor, judge: Judge) -> Tensor | None:
     """Solves ends of one output together; the block's errors with the change, None if that was not kept."""
-    inputs = _inputs(maps.values())
+    sizes = [_inputs([module]) for module in maps.values()]
+    inputs = sum(sizes)
     most = min(ROWS, max(ROWS_EACH * inputs, WORK // inputs**2))
-    change = _best_change(_rows(block, maps, output, features, fit, most), list(_rows(block, maps, output, features, heldout, most // 4)))
+    change = _best_change(_rows(block, maps, output, features, fit, most), list(_rows(block, maps, output, features, heldout, most // 4)), sizes)
     if change is None:
         return None
     parameters = [parameter for module in maps.values() for parameter in module.parameters()]
@@ -135,7 +136,7 @@ def _solve(block: nn.Module, maps: _Maps, output: int, features: Features, fit: 
     bias = next((module.bias for module in maps.values() if module.bias is not None), None)
     if bias is not None:
         bias += change[-1].to(bias)
-    for module, part in zip(maps.values(), torch.split(change[:inputs], [_inputs([module]) for module in maps.values()]), strict=True):
+    for module, part in zip(maps.values(), torch.split(change[:inputs], sizes), strict=True):
         module.weight += part.T.reshape(module.weight.shape).to(module.weight)
     after = judge()
     if after.mean() < before.mean():
@@ -150,13 +151,15 @@ def _inputs(maps: Iterable[_Map]) -> int:
     return sum(module.weight[0].numel() for module in maps)
 
 
-def _best_change(rows: Iterable[_Rows], heldout: Sequence[_Rows]) -> Tensor | None:
+def _best_change(rows: Iterable[_Rows], heldout: Sequence[_Rows], sizes: Sequence[int]) -> Tensor | None:
     """`D` `(in, out)` of the shrinkage with the least held-out residual, looked for from the least on until it rises; None if nothing can be solved.
 
+    `sizes` are the numbers of columns that the ends have; a last column of ones counts as the last end's.
     By Cholesky, since eigenvalues of many equal zeros need not converge.
     """
     square, product = _normal_equations(rows)
-    scale = square.diagonal().clamp(min=1e-6 * square.diagonal().mean())
+    of_maps = torch.split(square.diagonal(), [*sizes[:-1], len(square) - sum(sizes[:-1])])
+    scale = torch.cat([own.mean().expand(len(own)) for own in of_maps]).clamp(min=1e-6 * square.diagonal().mean())
     best, least = None, math.inf
     for shrinkage in SHRINKAGES:
         shrunk = square.clone()
