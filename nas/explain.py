@@ -121,7 +121,7 @@ class NewBlock:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All of it for one eps; `notes` say what could not be said."""
+    """All of it for one eps; `by_level` is stage -> its block's calibration error by noise level, `notes` say what could not be said."""
 
     eps: float
     feasible: bool
@@ -137,6 +137,7 @@ class Explanation:
     prices: tuple[Price, ...] = ()
     additivity: Additivity | None = None
     new_blocks: tuple[NewBlock, ...] = ()
+    by_level: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -167,12 +168,13 @@ def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanati
     trial, problem = winner.trial, forecast.problem
     assert trial is not None
     neighbours = _neighbours(problem, trial, winner, forecast)
+    candidate = problem.space.decode(trial.candidate)
     other = _other_eps(forecast, winner, trial.costs[problem.objective])
     return Explanation(
         eps=winner.eps,
         feasible=winner.feasible,
         objective=problem.objective,
-        candidate=problem.space.decode(trial.candidate),
+        candidate=candidate,
         cost=trial.costs[problem.objective],
         teacher_cost=findings.teacher[problem.objective],
         divergence=trial.divergence,
@@ -183,6 +185,7 @@ def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanati
         prices=tuple(_prices(problem, trial, neighbours, forecast)),
         additivity=_additivity(problem, trial, forecast),
         new_blocks=tuple(_new_blocks(problem, trial, forecast, other)),
+        by_level={stage: dict(findings.by_level[f"{stage}/{choice}"]) for stage, choice in candidate.items() if f"{stage}/{choice}" in findings.by_level},
         notes=(*findings.missing, *_doubts(winner, forecast)),
     )
 

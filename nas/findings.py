@@ -81,6 +81,11 @@ class Findings:
         return tuple(self._winner(eps, recorded.get(eps)) for eps in self.eps)
 
     @property
+    def by_level(self) -> Mapping[str, Mapping[str, float]]:
+        """Each block's held-out error by range of the noise level, least first, as `stage/choice`; empty where none was kept."""
+        return self.facts.get("by_level") or {}
+
+    @property
     def command(self) -> str:
         """A command that states the same search."""
         return search_command(self.path, self.config, self.facts.get("trials_asked"))

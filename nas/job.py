@@ -268,6 +268,7 @@ def _write_facts(record: Record, task: Task, problem: Problem, asked: SearchOpti
     """What readers of the record need beside the trials."""
     record.set_fact("table", {**stage_table(problem), "legend": task.legend, "divergence": task.divergence})
     record.set_fact("curves", {name: [list(point) for point in curve] for name, curve in task.curves.items()})
+    record.set_fact("by_level", {name: dict(errors) for name, errors in task.by_level.items()})
     record.set_fact("trials_asked", asked.trials)
     record.set_fact("scale", task.scale)
     record.set_fact("references", {name: dict(design) for name, design in task.references.items()})

@@ -161,7 +161,8 @@ class Task:
     folder. Each is None where the space has no such thing. `notes` are lines that every search on it should print. `flow` is the data flow
     between steps, for drawings: one node a step (stages by their names), edges with the `values` that travel. `legend` says how to read the names of blocks;
     `loading` are Python lines that load an exported model; `references` are designs to compare with, name -> stage -> choice.
-    `blocks` are the content keys of its calibrated blocks, by `stage/choice`; `curves` their held-out errors by steps of calibration.
+    `blocks` are the content keys of its calibrated blocks, by `stage/choice`; `curves` their held-out errors by steps of calibration, `by_level` by ranges
+    of the noise level, least first.
     """
 
     space: SearchSpace
@@ -175,6 +176,7 @@ class Task:
     notes: tuple[str, ...] = field(default=())
     blocks: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     flow: "nx.DiGraph[str] | None" = None
     legend: str = ""
     loading: str = ""

@@ -52,7 +52,7 @@ _RESULT: Form = {
 _CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}}
 _FACTS: dict[str, Form] = {
     "table": _TABLE, "result": _RESULT, "seconds": {"calibrate": _NUMBER, "total": _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict},
-    "saved": {str: [int]}, "curves": {str: [[_NUMBER]]}, "blocks": {str: str}, "config": {str: dict},
+    "saved": {str: [int]}, "curves": {str: [[_NUMBER]]}, "by_level": {str: {str: _NUMBER}}, "blocks": {str: str}, "config": {str: dict},
 }  # fmt: skip
 
 

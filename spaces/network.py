@@ -254,6 +254,7 @@ class NetworkSpace:
             notes=(*self.notes, *self.counted.notes, *self._numerics_note(evaluator)),
             blocks={f"{stage}/{choice}": block.key for (stage, choice), block in assembly.blocks.items()},
             curves={f"{stage}/{choice}": block.record.curve for (stage, choice), block in assembly.blocks.items() if block.record.curve},
+            by_level={f"{stage}/{choice}": block.record.by_level for (stage, choice), block in assembly.blocks.items() if block.record.by_level},
             flow=self.graph.dag,
             legend=self.legend,
             loading=self.loading,

@@ -60,6 +60,7 @@ def _print(e: "Explanation") -> None:
     out.print()
     _print_neighbours(e.neighbours, e.objective)
     _print_stages(e)
+    _print_levels(e)
     _print_additivity(e)
 
 
@@ -127,6 +128,18 @@ def _print_stages(e: "Explanation") -> None:
             style="dim",
         )
     )
+
+
+def _print_levels(e: "Explanation") -> None:
+    """Where along the noise levels the winner's blocks err."""
+    ranges = dict.fromkeys(name for errors in e.by_level.values() for name in errors)
+    if not ranges:
+        return
+    out.print("where its blocks err: calibration error by noise level, on samples they were not fitted to, relative to the output's variance")
+    table = Table("stage", "block", *ranges, box=SIMPLE_HEAD)
+    for stage, errors in e.by_level.items():
+        table.add_row(stage, e.candidate[stage], *(f"{errors[name]:.3g}" if name in errors else "-" for name in ranges))
+    out.print(table)
 
 
 def _heat_table(heat: "HeatMap") -> Table:

@@ -134,7 +134,7 @@ def calibration(findings: Findings) -> Chart | None:
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
         return None
-    chosen = {f"{stage}/{choice}": f"e{i}" for i, names in reversed(list(enumerate(_winning(findings)))) for stage, choice in names.items()}
+    chosen = {f"{stage}/{choice}": f"e{i}" for i, names in reversed(list(enumerate(winning(findings)))) for stage, choice in names.items()}
     lines, marks = [], []
     for name in sorted(curves, key=lambda name: name in chosen):  # what lies on top comes last
         (_, first), *_, (steps, last) = (curves[name][0], *curves[name])
@@ -147,7 +147,7 @@ def calibration(findings: Findings) -> Chart | None:
     return Chart("Calibration of the blocks", text, x, y, lines, marks, (*_eps_legend(names), ("over", "in none")))
 
 
-def _winning(findings: Findings) -> list[Mapping[str, str]]:
+def winning(findings: Findings) -> list[Mapping[str, str]]:
     """Stage -> choice of each eps' winner."""
     trials = [winner.trial for winner in findings.winners]
     return [findings.problem.space.decode(trial.candidate) if trial and findings.problem else {} for trial in trials]

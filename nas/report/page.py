@@ -29,6 +29,7 @@ def render(findings: Findings, forecast: Forecast | None = None) -> str:
             *(tables.headline(findings, winner) for winner in findings.winners),
             *(tables.cascade_headline(findings, row) for row in findings.cascades),
         ],
+        levels=tables.level_table(findings),
         charts=[chart for chart in charts if chart is not None],
         winners=[_detail(findings, winner, forecast) for winner in findings.winners if winner.trial is not None],
         cost=tables.search_cost(findings),

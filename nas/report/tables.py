@@ -7,7 +7,7 @@ from typing import Any
 from nas.amounts import METRICS, amount
 from nas.findings import Findings, Found
 from nas.problem import Problem
-from nas.report.figures import candidate_words
+from nas.report.figures import candidate_words, winning
 from nas.report.forecast import Forecast
 from nas.trial import Trial
 
@@ -102,6 +102,32 @@ def stage_rows(problem: Problem, trial: Trial, forecast: Forecast | None) -> lis
         effect = "-" if k == 0 or alone[s] is None else str(alone[s])
         rows.append(StageRow(stage.name, stage.choices[k].name, amount(cost), cost / whole if whole else 1.0, error, effect))
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class LevelTable:
+    """Calibration errors by noise level: `rows` are a block, the eps of the winners that it is in, and its error in each of the `ranges`."""
+
+    ranges: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+
+def level_table(findings: Findings) -> LevelTable | None:
+    """Every block's errors, those of winners first; None where no noise levels were kept."""
+    ranges = tuple(dict.fromkeys(name for errors in findings.by_level.values() for name in errors))
+    if not ranges:
+        return None
+    chosen: dict[str, list[str]] = {}
+    for eps, choices in zip(findings.eps, winning(findings), strict=True):
+        for stage, choice in choices.items():
+            chosen.setdefault(f"{stage}/{choice}", []).append(f"{eps:g}")
+    names = sorted(findings.by_level, key=lambda name: name not in chosen)
+    rows = [(name, ", ".join(chosen.get(name, ())), tuple(_error(findings.by_level[name].get(one)) for one in ranges)) for name in names]
+    return LevelTable(ranges, tuple(rows))
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,21 +5,27 @@ import json
 import re
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 
 import nas
+from nas.data import Samples, Splits
 from nas.errors import InputError
 from nas.findings import read_run
 from nas.problem import CostTable, Problem
 from nas.record import RunDirectory
 from nas.report import render, write_report
 from nas.report.stagemap import layout
+from nas.report.tables import level_table
 from nas.space import Choice, SearchSpace, Stage
 from nas.trial import Trial
+from tests.core.test_cli import nas as command
+from tests.core.toy_space import make_space
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,39 @@ def test_a_search_leaves_a_report_with_the_winners_numbers_and_one_mark_a_trial(
             assert f"<td>{choice}</td>" in text
     assert "within the 90 % interval stated before them" in text
     assert findings.command in text
+
+
+def test_a_report_and_an_explanation_say_where_along_the_noise_levels_blocks_err(home: Path, tmp_path: Path) -> None:
+    def noisy(samples: Samples) -> Samples:
+        return Samples({**samples.inputs, "t": torch.arange(len(samples)) * 17 % 100}, samples.groups)
+
+    toy = make_space()
+    data = Splits(noisy(toy.data.fit), noisy(toy.data.measure), noisy(toy.data.verify))
+    graph = replace(toy.graph, inputs=("x", "t"))
+    nas.search(replace(toy, graph=graph, data=data, levels="t"), (0.3, 1.0), workdir=tmp_path, name="run", trials=6)
+    findings = read_run(tmp_path / "run")
+    table = level_table(findings)
+    assert table is not None
+    assert len(table.ranges) == 4
+    assert {name for name, _, _ in table.rows} == {f"{stage}/{choice}" for stage in "abc" for choice in ("half", "tiny")}
+    inside = [bool(eps) for _, eps, _ in table.rows]
+    assert inside == sorted(inside, reverse=True)
+    text = html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert "calibration error by noise level" in text
+    for name, _, errors in table.rows:
+        assert errors == tuple(f"{error:.3g}" for error in findings.by_level[name].values())
+        assert all(f'<td class="n">{error}</td>' in text for error in errors)
+    result = command("explain", str(tmp_path / "run"), "--eps", "1", "--json")
+    (explained,) = json.loads(result.stdout)
+    replaced = {stage: choice for stage, choice in explained["candidate"].items() if choice != "teacher"}
+    assert replaced
+    assert explained["by_level"] == {stage: findings.by_level[f"{stage}/{choice}"] for stage, choice in replaced.items()}
+    assert all(f" {name} " in command("explain", str(tmp_path / "run"), "--eps", "1").stdout for name in table.ranges)
+
+
+def test_a_run_without_noise_levels_has_no_table_of_them(run: Path) -> None:
+    assert level_table(read_run(run)) is None
+    assert "by noise level" not in page(run)
 
 
 def test_a_report_names_nothing_that_would_be_fetched(run: Path) -> None:
