@@ -1,24 +1,35 @@
 """Fits of several blocks at once, and fits that are cut short: what comes out is what one undisturbed fit gives."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.blocks import calibration
 from nas.blocks.calibration import Calibrator
 from nas.blocks.features import StageFeatures, collect_features, split_features
-from nas.blocks.fit import CalibrationSettings, Diverged, Fit, calibrate_block, fit_together, held_out_errors
+from nas.blocks.fit import (
+    CalibrationSettings,
+    Diverged,
+    Fit,
+    _in_a_row,
+    calibrate_block,
+    differentiate,
+    fit_together,
+    held_out_errors,
+    relative_errors,
+)
 from nas.blocks.flat import FlatAdam, FlatParameters
 from nas.blocks.levels import errors_by_level
 from nas.blocks.store import BlockStore
 from nas.blocks.upkeep import leftovers
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.data import Splits
-from nas.graph import StageGraph
+from nas.graph import StageGraph, Step
 from nas.progress import Quiet
 from nas.space import Stage
 from tests.conftest import Down
@@ -62,6 +73,40 @@ def test_a_batch_is_read_once_for_all_blocks(features: StageFeatures, monkeypatc
     for _ in fit_together([fit_of(block(hidden), features) for hidden in (2, 4)], features, settings):
         pass
     assert reads.count(settings.batch_size) == 40 + 20  # the fits' own settings say 60 steps
+
+
+def test_batches_in_a_row_are_those_drawn_and_take_no_more_room_than_allowed(features: StageFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list(torch.arange(7 * 4).remainder(5).view(7, 4))
+    size = sum(value.nbytes for part in features.batch(drawn[0]) for value in part)
+    for room, counts in ((0, [1] * 7), (3 * size, [3, 3, 1]), (100 * size, [7])):
+        monkeypatch.setattr("nas.blocks.fit.IN_A_ROW", room)
+        rows = list(_in_a_row(features, drawn))
+        assert [len(batches) for batches in rows] == counts
+        read = torch.cat([reads[0] for batches in rows for reads, _ in batches])
+        assert torch.equal(read, features.batch(torch.cat(drawn))[0][0])
+
+
+class Passing(nn.Module):
+    """Writes a linear map of what it reads, and what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(5, 5)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.map(h), h, self.map(h).square()
+
+
+def test_gradients_are_those_of_the_mean_of_the_relative_errors() -> None:
+    step, variances = Step("s", ("h",), ("a", "b", "c"), nn.Identity()), (0.5, 1.0, 0.0)
+    torch.manual_seed(0)
+    batch = (torch.randn(8, 5),), tuple(torch.randn(3, 8, 5))
+    one = Passing()
+    other = copy.deepcopy(one)
+    differentiate(one, step, variances, batch)
+    relative_errors(other, step, variances, batch).mean().backward()  # type: ignore[no-untyped-call]
+    for mine, usual in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, usual.grad)
 
 
 def test_a_block_that_diverges_leaves_the_others_alone(features: StageFeatures) -> None:
