@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from nas.errors import InputError
+from nas.executor import CalibratesByBlock
 from nas.problem import Bound, Floats, Problem
 from nas.progress import Progress, Quiet
-from nas.protocols import Optimizer, OptimizerFactory, Task
+from nas.protocols import Optimizer, OptimizerFactory, Space, Task
 from nas.space import Candidate
 from nas.study import Study
 
@@ -154,13 +155,23 @@ def compare(
     return [_row(*cell, outcomes[i * seeds : (i + 1) * seeds]) for i, cell in enumerate(cells)]
 
 
+def check_comparable(source: Space) -> None:
+    """Raises where `compare` is bound to, before anything is prepared: a space whose blocks are calibrated has networks to measure, and no known optimum."""
+    if isinstance(source, CalibratesByBlock):
+        raise _unknown_optimum(source.space.name)
+
+
+def _unknown_optimum(name: str) -> InputError:
+    return InputError(
+        f"the optimum of '{name}' is not known; compare on a benchmark space such as tocsr_table, or measure every candidate "
+        "of a smaller one (a million at most) with 'nas tabulate' and compare on table:FILE.npz"
+    )
+
+
 def optimal_cost(task: Task, problem: Problem) -> float:
     """Cost of the cheapest allowed feasible candidate; the teacher is feasible."""
     if not isinstance(task.evaluator, KnowsOptimum):
-        raise InputError(
-            f"the optimum of '{task.space.name}' is not known; compare on a benchmark space such as tocsr_table, or measure every candidate "
-            "of a smaller one (a million at most) with 'nas tabulate' and compare on table:FILE.npz"
-        )
+        raise _unknown_optimum(task.space.name)
     best = task.evaluator.optimum(problem, problem.eps[0])
     teacher = task.space.teacher
     known = [candidate for candidate in (best, teacher) if candidate is not None and problem.allowed([candidate])[0]]

@@ -48,14 +48,16 @@ def compare(
     if plot is not None:
         check_plot(plot)
     from nas.bounds import check_together
+    from nas.compare import check_comparable, render
     from nas.compare import compare as run_compare
-    from nas.compare import render
     from nas.job import default_objective
     from nas.problem import Bound
     from nas.regret_plot import plot as draw
 
     terminal = Terminal(quiet)
-    task = resolve_space(space).prepare(terminal)
+    source = resolve_space(space)
+    check_comparable(source)
+    task = source.prepare(terminal)
     bounds = tuple(Bound.parse(text, task.costs) for text in where or ())
     check_together(bounds, task.costs)
     rows = run_compare(task, eps, factories, seeds, trials, jobs=jobs, objective=default_objective(task.costs, minimize), bounds=bounds, progress=terminal)

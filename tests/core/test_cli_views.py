@@ -91,6 +91,14 @@ def test_optimizers_are_compared_as_a_table_json_and_plot(tmp_path: Path) -> Non
     assert "names none" in nobody.stderr
 
 
+def test_optimizers_are_not_compared_on_a_network_and_nothing_is_calibrated_to_find_out(home: Path) -> None:
+    refused = nas("compare", "--space", TOY, "--eps", "0.1", "--optimizers", "random")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: the optimum of 'toy' is not known; compare on a benchmark space")
+    assert "nas tabulate" in refused.stderr
+    assert not home.exists()
+
+
 def test_a_table_is_written_and_searched(tmp_path: Path) -> None:
     table = tmp_path / "t.npz"
     assert "candidates in" in shown("tabulate", "--space", "synthetic:3", "--to", str(table), "--quiet")
