@@ -1,6 +1,8 @@
 """Numbers and words as people read them: counts with SI suffixes, what columns and block names mean."""
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 METRICS = {
     "params": "parameters",
@@ -20,6 +22,18 @@ _LEGEND = (
     ),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )
+
+
+def worth_showing(metrics: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics that a table of such rows needs for people: MACs with attention only where something has any.
+
+    >>> worth_showing(["params", "macs", "macs_with_attention"], [{"params": 9, "macs": 5, "macs_with_attention": 5}])
+    ['params', 'macs']
+    """
+    named = list(metrics)
+    if not {"macs", "macs_with_attention"} <= set(named) or any(row.get("macs_with_attention") != row.get("macs") for row in rows):
+        return named
+    return [metric for metric in named if metric != "macs_with_attention"]
 
 
 def legend(divergence: str = "") -> dict[str, str]:

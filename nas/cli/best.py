@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.amounts import METRICS, amount
+from nas.amounts import METRICS, amount, worth_showing
 from nas.cli import options
 from nas.cli.console import err, out, print_json
 
@@ -31,8 +31,8 @@ def best(
         print_json(chosen)
         return
     costs = ", ".join(
-        f"{METRICS.get(metric, metric)} {amount(chosen[metric])}" + (f" ({whole / chosen[metric]:.2f}x less)" if chosen[metric] else "")
-        for metric, whole in summary["teacher"].items()
+        f"{METRICS.get(metric, metric)} {amount(chosen[metric])}" + (f" ({summary['teacher'][metric] / chosen[metric]:.2f}x less)" if chosen[metric] else "")
+        for metric in worth_showing(summary["teacher"], (summary["teacher"], chosen))
     )
     aim = f"; {amount(abs(chosen['difference']))} {'above' if chosen['difference'] > 0 else 'below'} {target}" if target else ""
     how = ", recalibrated by `nas cascade`" if chosen.get("recalibrated") else ""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from nas.amounts import amount
+from nas.amounts import amount, worth_showing
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json
 from nas.errors import InputError
@@ -54,7 +54,9 @@ def plan(
 
 def _show(planned: dict[str, Any]) -> None:
     shown = Table("cost", "least", "teacher", "most", "bound")
-    for metric, row in planned["costs"].items():
+    reach = [{metric: row[key] for metric, row in planned["costs"].items()} for key in ("least", "teacher", "most", "bound")]
+    for metric in worth_showing(planned["costs"], reach):
+        row = planned["costs"][metric]
         shown.add_row(metric, *("-" if row[key] is None else amount(row[key]) for key in ("least", "teacher", "most", "bound")))
     out.print(shown)
     for note in planned["notes"]:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import METRICS, amount
+from nas.amounts import METRICS, amount, worth_showing
 from nas.cli.console import out, print_legend
 
 _METRICS = {**METRICS, "macs_with_attention": "+ attention"}
@@ -48,7 +48,8 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
 
 def winners_table(summary: Mapping[str, Any]) -> Table:
     """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
-    metrics = list(summary["teacher"])
+    found = [winner for winner in (*summary["winners"], *summary.get("cascades", ())) if winner["candidate"]]
+    metrics = worth_showing(summary["teacher"], [summary["teacher"], *found])
     title = f"{summary['space']}: teacher and winners"
     relative = any(winner.get("relative_divergence") is not None for winner in summary["winners"])
     columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", *(("of output variance",) if relative else ()), "held-out L")

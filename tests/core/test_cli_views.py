@@ -55,6 +55,23 @@ def shown(*arguments: str) -> str:
     return done.stdout
 
 
+def test_macs_with_attention_are_left_out_for_people_where_nothing_has_any(network: Path, home: Path) -> None:
+    shutil.copytree(network.parent / "home", home)
+    shown_to_people = [
+        shown("show", str(network)),
+        shown("best", str(network)),
+        shown("spaces", "show", TOY),
+        shown("calibrate", "--space", TOY, "--quiet"),
+        shown("plan", "--space", TOY),
+        shown("measure", "--space", TOY, "--candidate", "a=half", "--quiet"),
+        Path(shown("report", str(network)).strip().removeprefix("report in ")).read_text(),
+        (network / "winner-eps0.5" / "README.md").read_text(),
+    ]
+    for text in shown_to_people:
+        assert "attention" not in text.partition("multiply-adds of convolutions")[0]
+    assert json.loads(shown("show", str(network), "--json"))["teacher"]["macs_with_attention"] > 0
+
+
 def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Path) -> None:
     text = shown("explain", str(searched))
     assert text.count("replaced: ") == 2
