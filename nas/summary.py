@@ -50,8 +50,14 @@ def read_cascade(folder: Path, metrics: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
-    """The result as `nas search` printed it, with paths where the directory is now and what `nas cascade` made of it; incumbents, unverified, if unfinished."""
+    """The result as `nas search` printed it, with paths where the directory is now and what `nas cascade` made of it; incumbents, unverified, if unfinished.
+
+    The path of a winner whose folder went away is None; `missing` then says where it was.
+    """
     summary = _searched(directory, record)
+    for winner in summary["winners"]:
+        if winner["path"] and not Path(winner["path"]).is_dir():
+            winner["path"], winner["missing"] = None, winner["path"]
     return {**summary, "cascades": cascades(directory.path, summary["teacher"]), "run": str(directory.path)}
 
 

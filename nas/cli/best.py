@@ -1,6 +1,5 @@
 """`nas best`: one model from a run's winners."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +17,7 @@ def best(
     """Choose among a run's winners, one for each eps and what `nas cascade` made of them, the one whose size is closest to a target."""
     from nas.best import Target
     from nas.best import best as choose
+    from nas.cli.results import where_saved
     from nas.record import RunDirectory
     from nas.summary import summarize
 
@@ -38,6 +38,5 @@ def best(
     how = ", recalibrated by `nas cascade`" if chosen.get("recalibrated") else ""
     out.print(f"eps {chosen['eps']:g}{how}: {costs}; L {chosen['divergence']:.3g}{aim}", soft_wrap=True, markup=False)
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in chosen["candidate"].items() if c != "teacher") or "nothing"), soft_wrap=True, markup=False)
-    if chosen["path"]:
-        there = f"saved in {chosen['path']}" if Path(chosen["path"]).is_dir() else f"{chosen['path']} is missing; the same `nas search` saves it again"
+    if there := where_saved(chosen):
         out.print(there, soft_wrap=True, markup=False)

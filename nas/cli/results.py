@@ -1,7 +1,6 @@
 """How a result is shown to people: the winners, and for each the stages beside the teacher's."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -39,11 +38,17 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
     for winner in summary["winners"]:
         for rejected in winner.get("rejected", ()):
             out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")
-        if winner["path"]:
-            there = f"saved in {winner['path']}" if Path(winner["path"]).is_dir() else f"{winner['path']} is missing; the same `nas search` saves it again"
+        if there := where_saved(winner):
             out.print(f"eps {winner['eps']:g}: {there}", soft_wrap=True, markup=False)
     for row in summary.get("cascades", ()):
         out.print(f"eps {row['eps']:g}, recalibrated by `nas cascade`: saved in {row['path']}", soft_wrap=True, markup=False)
+
+
+def where_saved(winner: Mapping[str, Any]) -> str:
+    """Where a winner lies or has been; empty where it was never saved."""
+    if winner.get("missing"):
+        return f"{winner['missing']} is missing; the same `nas search` saves it again"
+    return f"saved in {winner['path']}" if winner["path"] else ""
 
 
 def winners_table(summary: Mapping[str, Any]) -> Table:

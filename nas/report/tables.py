@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nas.amounts import METRICS, amount, worth_showing
@@ -32,6 +33,11 @@ class Headline:
     divergence: str
     verdict: str
     path: str | None
+
+    @property
+    def missing(self) -> bool:
+        """Whether the folder it was saved in went away."""
+        return self.path is not None and not Path(self.path).is_dir()
 
 
 def headline(findings: Findings, winner: Found) -> Headline:

@@ -116,6 +116,21 @@ def test_optimizers_are_not_compared_on_a_network_and_nothing_is_calibrated_to_f
     assert not home.exists()
 
 
+def test_a_winner_whose_folder_went_away_is_said_to_be_missing(network: Path, tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    shutil.copytree(network, run)
+    there = json.loads(shown("best", str(run), "--json"))
+    assert "missing" not in there
+    shutil.rmtree(there["path"])
+    winners = json.loads(shown("show", str(run), "--json"))["winners"]
+    assert [(w["path"], w["missing"]) for w in winners if w["eps"] == there["eps"]] == [(None, there["path"])]
+    best = json.loads(shown("best", str(run), "--json"))
+    assert (best["path"], best["missing"]) == (None, there["path"])
+    assert f"{there['path']} is missing; the same `nas search` saves it again" in shown("best", str(run))
+    page = Path(shown("report", str(run)).strip().removeprefix("report in ")).read_text()
+    assert f"<code>{there['path']}</code> is missing" in page
+
+
 def test_a_table_is_written_and_searched(tmp_path: Path) -> None:
     table = tmp_path / "t.npz"
     assert "candidates in" in shown("tabulate", "--space", "synthetic:3", "--to", str(table), "--quiet")
