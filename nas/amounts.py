@@ -72,6 +72,16 @@ def _ceil(value: float, digits: int) -> float:
     return math.ceil(value * 10.0**digits - 1e-9) / 10.0**digits
 
 
+def exact(value: float) -> str:
+    """The number so that it can be given again: all digits that it has, and no more than it needs.
+
+    >>> exact(0.005), exact(1.0), exact(0.1 + 0.2)
+    ('0.005', '1', '0.30000000000000004')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
 def amount(value: float) -> str:
     """A count with its SI suffix.
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nas.amounts import exact
 from nas.errors import DamagedFile, InputError, NasError, RunInUse, RunMismatch
 from nas.files import Form, check_form, parse_json, read_toml, write_whole
 from nas.snapshot import copy_database
@@ -302,7 +303,7 @@ class RunDirectory:
 
     def winner(self, eps: float, several: bool) -> Path:
         """Where the winner of an eps is saved."""
-        return self.path / (f"winner-eps{eps:g}" if several else "winner")
+        return self.path / (f"winner-eps{exact(eps)}" if several else "winner")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -372,7 +373,7 @@ def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: 
     for name, value in [*((n, v) for n, v in space.items() if n != "name"), *search.items()]:
         option = f"--{name.replace('_', '-')}"
         values = value if isinstance(value, list) else [value]
-        words += [option] if value is True else [word for v in values if v is not False for word in (option, f"{v:g}" if isinstance(v, float) else str(v))]
+        words += [option] if value is True else [word for v in values if v is not False for word in (option, exact(v) if isinstance(v, float) else str(v))]
     if trials is not None:
         words += ["--trials", str(trials)]
     return shlex.join([*words, "--workdir", str(path.parent), "--name", path.name])

@@ -7,7 +7,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import amount
+from nas.amounts import amount, exact
 from nas.cli import options
 from nas.cli.console import SearchView, Terminal, out, print_json, print_legend
 from nas.errors import DamagedFile, InputError, NasError, NothingFeasible
@@ -35,7 +35,7 @@ def cascade(
     origin, known = dict(config["space"]), config["search"]["eps"]
     chosen, terminal = _chosen(known, eps), Terminal(quiet)
     open_choice = known if eps is None and len(known) > 1 else []
-    folder = directory.path / f"cascade-eps{chosen:g}"
+    folder = directory.path / f"cascade-eps{exact(chosen)}"
     kept = None if new or open_choice else _kept(folder, trials)
     if kept is not None:
         terminal.note("found before; --new computes it again, more --trials look further")
@@ -99,13 +99,13 @@ def _report(run: Path, terminal: Terminal) -> None:
 def _chosen(known: list[float], asked: float | None) -> float:
     """The eps that is asked for, which the run must have; else the run's first."""
     if asked is not None and asked not in known:
-        raise InputError(f"the run has no eps {asked:g}; it has: {', '.join(f'{e:g}' for e in known)}")
+        raise InputError(f"the run has no eps {exact(asked)}; it has: {', '.join(map(exact, known))}")
     return known[0] if asked is None else asked
 
 
 def _check_said(run: Path, choice: list[float], untrusted: str | None) -> None:
     """Asks at once for all that must be said: which eps, if there is a choice, and the trust in the file of the run's space."""
-    lacking = [f"has several eps, {', '.join(f'{e:g}' for e in choice)}; choose one with --eps"] if choice else []
+    lacking = [f"has several eps, {', '.join(map(exact, choice))}; choose one with --eps"] if choice else []
     if untrusted is not None:  # the run may come from somebody else
         lacking.append(f"names the Python file of its space, '{untrusted}'; give --trust to run that file")
     if lacking:
