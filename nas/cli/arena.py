@@ -67,7 +67,7 @@ def compare(
         out.print(render(rows))
     if plot is not None:
         draw(rows, plot)
-        err.print(f"plot in {plot}", markup=False)
+        terminal.note(f"plot in {plot}")
 
 
 def tabulate(

@@ -48,8 +48,10 @@ def print_names(registry: "Registry[Any]", json: bool) -> None:
     out.print(table)
 
 
-def print_legend(*words: str, block_names: str = "", divergence: str = "") -> None:
+def print_legend(*words: str, block_names: str = "", divergence: str = "", quiet: bool = False) -> None:
     """What the words and block names of a table mean, on stderr."""
+    if quiet:
+        return
     meanings = legend(divergence)
     for word in words:
         err.print(Text(f"{word}: {meanings[word]}", style="dim"))

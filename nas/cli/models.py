@@ -162,7 +162,7 @@ def calibrate(
             shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), "-" if error is None else f"{error:.4g}")
         shown.add_section()
     out.print(shown)
-    print_legend("calibration error", block_names=task.legend)
+    print_legend("calibration error", block_names=task.legend, quiet=quiet)
 
 
 def measure(
@@ -191,7 +191,7 @@ def measure(
         return
     for row in rows:
         out.print(measured_table(row, task.costs.of(task.space.teacher)))
-    print_legend("L", "held-out L", block_names=task.legend, divergence=task.divergence)
+    print_legend("L", "held-out L", block_names=task.legend, divergence=task.divergence, quiet=quiet)
 
 
 def measured_table(row: dict[str, Any], teacher: dict[str, float]) -> Table:

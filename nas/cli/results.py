@@ -19,8 +19,8 @@ _STOPPED = {
 }
 
 
-def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
-    """The winners' table, then each winner's stages, then what the search cost."""
+def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bool = False) -> None:
+    """The winners' table, then each winner's stages, then what the search cost; what the words mean unless `quiet`."""
     out.print(winners_table(summary))
     for winner in summary["winners"]:
         if winner["candidate"]:
@@ -32,7 +32,7 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
         f"time, all sessions of this run together: calibrate {seconds['calibrate']:.0f} s, "
         f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
-    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""), divergence=table.get("divergence", ""))
+    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""), divergence=table.get("divergence", ""), quiet=quiet)
     for statement in summary.get("statements", ()):
         out.print(statement)
     for winner in summary["winners"]:

@@ -116,6 +116,19 @@ def test_optimizers_are_not_compared_on_a_network_and_nothing_is_calibrated_to_f
     assert not home.exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("search", "--eps", "0.5", "--trials", "2"), ("calibrate",), ("measure", "--candidate", "a=half"), ("plan",)],
+    ids=lambda arguments: arguments[0],
+)
+def test_quiet_says_nothing_but_the_result(arguments: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del home
+    monkeypatch.chdir(tmp_path)
+    done = nas(*arguments, "--space", TOY, "-q")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
 def test_a_winner_whose_folder_went_away_is_said_to_be_missing(network: Path, tmp_path: Path) -> None:
     run = tmp_path / "demo"
     shutil.copytree(network, run)
