@@ -41,8 +41,11 @@ def upscale(
     folder = _folder(model)
     pipeline = _load(folder, device)
     pipeline.set_progress_bar_config(disable=quiet or len(tasks) > 1 or not err.is_terminal, desc="tiles", leave=False)
+    terminal = Terminal(quiet)
+    if not wanted.exists() and tasks[0].result != wanted:
+        terminal.note(f"making the folder {wanted}")
     done = []
-    for result in run_upscale(pipeline, tasks, How(steps, tile, overlap, seed), model_key(folder), Terminal(quiet or len(tasks) == 1)):
+    for result in run_upscale(pipeline, tasks, How(steps, tile, overlap, seed), model_key(folder), terminal):
         done.append(str(result))
         if not json:
             out.print(str(result), markup=False, soft_wrap=True)

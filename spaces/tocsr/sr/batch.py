@@ -34,11 +34,16 @@ class How:
 def tasks_of(given: Path, wanted: Path) -> list[Task]:
     """What is to be done for `IN OUT`: a file to a file or into a folder; a folder's pictures to a folder, stem and subfolder kept, as PNG.
 
+    The folder of the results is made if its own parent is there.
+
     Raises:
-        InputError: nothing is there, no picture is in it, two pictures would make the same file, or a result would replace or stand among the originals.
+        InputError: nothing is there, no picture is in it, two pictures would make the same file, a result would replace or stand among the originals,
+            or there is no folder to put the result in.
     """
     if not given.exists():
         raise InputError(f"no picture or folder '{given}'")
+    if not wanted.absolute().parent.is_dir():
+        raise InputError(f"cannot write '{wanted}': there is no folder '{wanted.parent}'; make it, or correct its name")
     if given.is_file():
         target = wanted / f"{given.stem}.png" if wanted.is_dir() or not wanted.suffix else wanted
         if target.resolve() == given.resolve():
@@ -64,7 +69,7 @@ def upscale(pipeline: TOCSRPipeline, tasks: list[Task], how: How, model: str, pr
         InputError: a picture cannot be read (of several the others are done first), or a result cannot be written.
     """
     wrong: list[str] = []
-    for task in progress.track(tasks, "pictures"):
+    for task in progress.track(tasks, "pictures") if len(tasks) > 1 else tasks:
         try:
             note = _note(task.source, how, model)
             if len(tasks) == 1 or note_of(task.result) != note:
@@ -72,7 +77,8 @@ def upscale(pipeline: TOCSRPipeline, tasks: list[Task], how: How, model: str, pr
             yield task.result
         except Unreadable as error:
             wrong.append(str(error))
-            progress.note(str(error))
+            if len(tasks) > 1:
+                progress.note(str(error))
     if wrong:
         raise InputError(wrong[0] if len(tasks) == 1 else f"{len(wrong)} of {len(tasks)} pictures could not be enlarged: {wrong[0]}")
 
