@@ -87,7 +87,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 def read_photographs(folder: Path, longest: int, progress: Progress) -> dict[str, Picture]:
     """Name -> photograph of every picture in a folder, halved until no side exceeds `longest` (which takes most cameras' softness out)."""
     photographs = {}
-    for path in progress.track(picture_files(folder), "photographs"):
+    for path in progress.track(picture_files(folder, progress), "photographs"):
         picture = read_picture(path, MOST_LARGE_PIXELS).convert("RGB")
         factor = 1
         while max(picture.size) > longest * factor:
