@@ -123,7 +123,11 @@ def upright(file: Path) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         opened = Image.open(file)
     with opened as image:
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I"):  # 16 bits: Pillow would clip them to 8 instead of scaling
-            turned = Image.fromarray((np.asarray(turned, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
-        return turned.convert("RGB")
+        return eight_bits(ImageOps.exif_transpose(image))
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture as 8-bit RGB; 16-bit gray at its brightness, which Pillow would clip instead of scaling."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGB")

@@ -18,11 +18,11 @@ from torch import nn
 from nas.errors import InputError
 from nas.evaluators.costs import count_macs, count_params
 from nas.progress import Progress
-from nas.spaces.tocsr.data import picture_files
+from nas.spaces.tocsr.data import eight_bits, picture_files
 from nas.spaces.tocsr.sr.degradation import degradation
 from nas.spaces.tocsr.sr.images import FACTOR, MOST_LARGE_PIXELS, read_picture, split, to_picture
 from nas.spaces.tocsr.sr.metrics import BORDER, METRICS
-from nas.spaces.tocsr.sr.pairs import Picture
+from nas.spaces.tocsr.sr.photographs import Picture
 from nas.spaces.tocsr.sr.pipeline import OVERLAP, TILE, TOCSRPipeline
 
 BICUBIC = "bicubic"
@@ -198,7 +198,7 @@ def _pair(name: str, low: Picture, high: Picture) -> Pair:
 
 
 def _colours(path: Path) -> Picture:
-    return np.asarray(read_picture(path, MOST_LARGE_PIXELS).convert("RGB"))
+    return np.asarray(eight_bits(read_picture(path, MOST_LARGE_PIXELS)))
 
 
 def _inner(picture: Picture) -> Picture:
