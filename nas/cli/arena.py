@@ -84,12 +84,14 @@ def tabulate(
 ) -> None:
     """Measure every candidate of a small space into a table for --space table:FILE.npz; goes on where it was stopped."""
     from nas.names import resolve_space
+    from nas.tabulate import check_table
     from nas.tabulate import tabulate as run_tabulate
 
     options.set_threads(threads)
     terminal = Terminal(quiet)
-    task = resolve_space(space, **options.space_options(teacher, library, data, device)).prepare(terminal)
-    table = run_tabulate(task, to, terminal)
+    source = resolve_space(space, **options.space_options(teacher, library, data, device))
+    check_table(source.space, to)
+    table = run_tabulate(source.prepare(terminal), to, terminal)
     if json:
         print_json({"n_candidates": int(table.divergence.size), "path": str(to)})
     else:

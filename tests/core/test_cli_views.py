@@ -144,6 +144,25 @@ def test_a_winner_whose_folder_went_away_is_said_to_be_missing(network: Path, tm
     assert f"<code>{there['path']}</code> is missing" in page
 
 
+@pytest.mark.parametrize(
+    ("space", "to", "said"),
+    [
+        (TOY, "x.txt", "'x.txt' must end in .npz"),
+        (TOY, "none/x.npz", "there is no folder 'none'"),
+        (TOY, ".", "must end in .npz"),
+        ("tocsr_unet", "x.npz", "at most 1,000,000 can be tabulated"),
+    ],
+)
+def test_what_cannot_be_tabulated_is_said_before_anything_is_calibrated(
+    space: str, to: str, said: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = nas("tabulate", "--space", space, "--to", to)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert said in refused.stderr
+    assert not (home / "blocks").exists()
+
+
 def test_a_table_is_written_and_searched(tmp_path: Path) -> None:
     table = tmp_path / "t.npz"
     assert "candidates in" in shown("tabulate", "--space", "synthetic:3", "--to", str(table), "--quiet")
