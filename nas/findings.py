@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nas.errors import DamagedFile, InputError, NasError
+from nas.errors import DamagedFile, NasError
+from nas.nearby import no_run
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.record import Record, RunDirectory, check_config, search_command
 from nas.space import Candidate, Choice, SearchSpace, Stage
@@ -142,7 +143,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _check_is_run(path: Path) -> None:
     if not any((path / name).is_file() for name in ("run.toml", "study.db")):
-        raise InputError(f"'{path}' is not a run directory (no run.toml, no study.db); give a folder that `nas search` made, such as runs/NAME")
+        raise no_run(path)
 
 
 def _cascades(path: Path, problem: Problem | None, missing: list[str]) -> tuple[Mapping[str, Any], ...]:

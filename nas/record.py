@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from nas.amounts import exact
 from nas.errors import DamagedFile, InputError, NasError, RunInUse, RunMismatch
 from nas.files import Form, check_form, parse_json, read_toml, write_whole
+from nas.nearby import no_run
 from nas.snapshot import copy_database
 from nas.trial import Trial
 
@@ -236,7 +237,7 @@ class RunDirectory:
         if lost == ["study.db"]:
             run._without_record()
         if lost == ["run.toml", "study.db"]:
-            raise InputError(f"'{path}' is not a run directory (no {lost[0]}); give a folder that `nas search` made, such as runs/NAME")
+            raise no_run(path)
         return run
 
     def _without_record(self) -> NoReturn:

@@ -288,6 +288,21 @@ def test_what_is_cited_and_configured_is_known_of_a_run_without_a_record_or_with
         assert "has no copy of it" in lost.stderr
 
 
+@pytest.mark.parametrize("verb", ["show", "explain", "report", "doctor", "cite", "best"])
+def test_a_misspelt_run_gets_a_hint(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("small-1a2b", "large-3c4d"):
+        RunDirectory(Path("runs") / name).create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    for given, said in (
+        ("runs/smal-1a2b", "; did you mean 'runs/small-1a2b'?"),
+        ("large-3c4d", "; did you mean 'runs/large-3c4d'?"),
+        ("runs", "; it holds 2 runs, the latest is 'runs/large-3c4d'"),
+        ("runs/zebra", "; give a folder that `nas search` made, such as runs/NAME"),
+    ):
+        done = nas(verb, given)
+        assert (done.returncode, done.stderr) == (2, f"error: '{given}' is not a run directory (no run.toml, no study.db){said}\n")
+
+
 def test_a_closed_pipe_is_no_error(table: Path) -> None:
     run = search_table(table, "--eps", "0.003")["run"]
     command = f"{sys.executable} -c 'from nas.cli.app import main; main()' show {run} --json | head -1"

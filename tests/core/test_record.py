@@ -78,7 +78,7 @@ def test_reset_moves_the_old_run_aside(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not a run directory \(no run.toml\)"):
+    with pytest.raises(InputError, match=r"is not a run directory \(no run.toml, no study.db\)"):
         RunDirectory.open(tmp_path)
 
 
