@@ -1,6 +1,7 @@
 """The record of a run: its directory, its configuration, and one SQLite file of trials and facts that survives kill -9."""
 
 import fcntl
+import glob
 import hashlib
 import itertools
 import json
@@ -300,7 +301,9 @@ class RunDirectory:
             with self.lock():
                 pass
         if self.path.exists():
-            shutil.move(self.path, self.path.with_name(f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
+            aside = f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            same = len(list(self.path.parent.glob(f"{glob.escape(aside)}*")))  # of the same second
+            shutil.move(self.path, self.path.with_name(f"{aside}-{same}" if same else aside))
 
     def winner(self, eps: float, several: bool) -> Path:
         """Where the winner of an eps is saved."""

@@ -35,6 +35,15 @@ def test_the_command_and_the_folders_of_a_run_keep_every_digit_of_its_eps(tmp_pa
     assert run.winner(0.005, several=True).name == "winner-eps0.005"
 
 
+def test_runs_moved_aside_within_one_second_stay_apart(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    for _ in range(3):
+        run.create(CONFIG)
+        run.reset()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert all((folder / "run.toml").is_file() for folder in tmp_path.iterdir())
+
+
 def test_the_record_refuses_the_same_candidate_twice() -> None:
     record = Record()
     record.add(TRIAL)
