@@ -5,9 +5,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nas.errors import InputError
+
+T = TypeVar("T")
 
 LARGEST = (1 << 63) - 1
 """What a file and a random generator can take of a whole number."""
@@ -98,6 +100,20 @@ def function(name: str, value: object) -> Callable[..., Any]:
     """Something that can be called."""
     if not callable(value):
         raise InputError(f"{name} must be a function, got {shown(value)}")
+    return value
+
+
+def several(name: str, value: object, such_as: str) -> tuple[Any, ...]:
+    """The items of a list."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping | type):
+        raise InputError(f"{name} must be a list such as {such_as}, got {shown(value)}")
+    return tuple(value)
+
+
+def instance(name: str, value: object, kind: type[T], way_out: str) -> T:
+    """An object of that class."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} must be a {kind.__name__}, got {shown(value)}; {way_out}")
     return value
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nas.arguments import folder
 from nas.errors import DamagedFile, NasError
 from nas.nearby import no_run
 from nas.problem import Bound, CostTable, Floats, Problem
@@ -102,12 +103,13 @@ class Findings:
         return Found(eps, best is not None, best or least_divergent(self.trials))
 
 
-def read_run(path: Path) -> Findings:
+def read_run(path: Path | str) -> Findings:
     """Everything that can be read of a run; what cannot be is named in `missing`.
 
     Raises:
         InputError: the folder holds neither a configuration nor a record of a run.
     """
+    path = folder("the run", path)
     _check_is_run(path)
     missing: list[str] = []
     trials, facts = _recorded(path, missing)

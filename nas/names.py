@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from nas import arguments
 from nas.blocks.catalogue import CATALOGUE
 from nas.errors import InputError
 from nas.fingerprint import USER_PREFIX, code_identity
@@ -81,10 +82,10 @@ def resolve_space(text: str, **options: Any) -> "Space":
         InputError: unknown name, a file that cannot be loaded, an option that this space does not take, or a function that returns no space.
         UserCodeError: what the file or its function raises.
     """
-    head, _, argument = text.partition(":")
+    head, _, argument = arguments.text("a space's name", text, "tocsr_unet").partition(":")
     from_file = head.endswith(".py")
     factory = function_of_file(Path(head), argument or "make_space") if from_file else SPACES.get(head)
-    arguments = (argument,) if argument and not from_file else ()
+    positional = (argument,) if argument and not from_file else ()
     given = {name: value for name, value in options.items() if value is not None}
     accepted = inspect.signature(factory).parameters
     for name in given:
@@ -93,11 +94,11 @@ def resolve_space(text: str, **options: Any) -> "Space":
             own = f"; to add it, write `def {factory.__name__}({name}=None)`, which is given it as text" if from_file else ""
             raise InputError(f"space '{text}' takes no option '{name}'; it takes: {takes}{own}")
     try:
-        inspect.signature(factory).bind(*arguments, **given)
+        inspect.signature(factory).bind(*positional, **given)
     except TypeError as error:
         raise InputError(f"space '{text}': {error}") from None
     with user_code(f"space '{text}'"):
-        space: Space = factory(*arguments, **given)
+        space: Space = factory(*positional, **given)
     check_is_space(space, f"'{text}' gives")
     return space
 

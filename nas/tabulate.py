@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nas.arguments import folder
 from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.problem import CostTable, Floats
 from nas.progress import Progress
@@ -30,6 +31,7 @@ def tabulate(task: Task, path: Path, progress: Progress, *, chunk: int = 64, sav
         RunMismatch: the partial file belongs to another space.
         DamagedFile: the partial file cannot be read.
     """
+    path = folder("path", path)
     check_table(task.space, path)
     part = path.with_name(path.name + ".part")
     divergence, stderr = _resumed(part, task)
