@@ -29,7 +29,8 @@ from nas.home import nas_home
 from nas.spaces.tocsr.sr.evaluate import BICUBIC, Pair, Row, System, bicubic_up, evaluate, gain, parts, system_of
 from nas.spaces.tocsr.sr.images import FACTOR, to_picture
 from nas.spaces.tocsr.sr.metrics import ALWAYS, available
-from nas.spaces.tocsr.sr.pairs import Pairs, Picture, bicubic, decode, encode, to_tensor, upsample
+from nas.spaces.tocsr.sr.pairs import Pairs, bicubic, decode, encode, to_tensor, upsample
+from nas.spaces.tocsr.sr.photographs import Picture
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.recipe import Recipe
 from nas.spaces.tocsr.sr.steps import pairs_of

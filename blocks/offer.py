@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from nas.arguments import shown
 from nas.blocks.building import build_block
 from nas.blocks.contract import Passed, check_written, passed_on_meta, without_weights
 from nas.blocks.recipe import BlockRecipe
@@ -98,7 +99,7 @@ def _fitting_line(counts: Mapping[str, int], offered: int) -> str:
 def _checked(stage: str, recipes: Sequence[Recipe | Choice]) -> Sequence[Recipe | Choice]:
     """The recipes themselves, if all are."""
     if isinstance(recipes, str | Recipe | Choice) or not isinstance(recipes, Sequence):
-        raise InputError(f"stage '{stage}': recipes must be a list of them, got {recipes!r}")
+        raise InputError(f"stage '{stage}': recipes must be a list of them, got {shown(recipes)}")
     for recipe in recipes:
         if isinstance(recipe, type):
             raise InputError(f"stage '{stage}': a recipe must be an object, got the class {recipe.__name__}; write {recipe.__name__}(...)")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nas.arguments import shown
 from nas.data import Samples
 from nas.errors import ContractError, InputError
 from nas.graph import StageGraph
@@ -50,9 +51,13 @@ def divergence_arguments(divergence: Divergence, samples: Samples) -> int:
     """
     if not callable(divergence):
         raise InputError(
-            f"divergence must be a function (teacher output, candidate output) -> a value a sample, got {divergence!r}; nas.evaluators.divergences has some"
+            f"divergence must be a function (teacher output, candidate output) -> value a sample, got {shown(divergence)}; nas.evaluators.divergences has some"
         )
-    required = [p for p in inspect.signature(divergence).parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    try:
+        parameters = inspect.signature(divergence).parameters.values()
+    except ValueError:  # a function of C
+        raise InputError(f"divergence '{name_of(divergence)}' does not say what it takes; give a function (teacher, candidate) that calls it") from None
+    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(required) not in (2, 3):
         raise InputError(f"divergence '{name_of(divergence)}' must take the teacher's output, the candidate's and perhaps the target, takes {len(required)}")
     if len(required) == 3 and samples.target is None:

@@ -1,6 +1,8 @@
 """Numbers and words as people read them: counts with SI suffixes, what columns and block names mean."""
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 METRICS = {
     "params": "parameters",
@@ -20,6 +22,18 @@ _LEGEND = (
     ),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )
+
+
+def worth_showing(metrics: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics that a table of such rows needs for people: MACs with attention only where something has any.
+
+    >>> worth_showing(["params", "macs", "macs_with_attention"], [{"params": 9, "macs": 5, "macs_with_attention": 5}])
+    ['params', 'macs']
+    """
+    named = list(metrics)
+    if not {"macs", "macs_with_attention"} <= set(named) or any(row.get("macs_with_attention") != row.get("macs") for row in rows):
+        return named
+    return [metric for metric in named if metric != "macs_with_attention"]
 
 
 def legend(divergence: str = "") -> dict[str, str]:
@@ -56,6 +70,16 @@ def at_least(value: float, whole: float) -> str:
 
 def _ceil(value: float, digits: int) -> float:
     return math.ceil(value * 10.0**digits - 1e-9) / 10.0**digits
+
+
+def exact(value: float) -> str:
+    """The number so that it can be given again: all digits that it has, and no more than it needs.
+
+    >>> exact(0.005), exact(1.0), exact(0.1 + 0.2)
+    ('0.005', '1', '0.30000000000000004')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 def amount(value: float) -> str:

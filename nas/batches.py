@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nas import arguments
 from nas.data import Samples, Splits
 from nas.errors import InputError
 
@@ -24,6 +25,11 @@ def collect(batches: Iterable[Any], inputs: Sequence[str] | None = None, target:
     Raises:
         InputError: no batch, or one of another kind, other names or other shapes than the first.
     """
+    if not isinstance(batches, Iterable):
+        raise InputError(f"batches must be a list, a DataLoader or another source of batches, got {arguments.shown(batches)}")
+    inputs = None if inputs is None else _names_of(inputs)
+    target = None if target is None else arguments.text("target", target, "label")
+    limit = None if limit is None else arguments.whole("limit", limit, 1)
     found: list[dict[str, Tensor]] = []
     count = 0
     for number, batch in enumerate(batches):
@@ -39,12 +45,21 @@ def collect(batches: Iterable[Any], inputs: Sequence[str] | None = None, target:
     return Samples(values, torch.arange(len(next(iter(values.values())))), targets)
 
 
+def _names_of(inputs: object) -> tuple[str, ...]:
+    names = arguments.several("inputs", inputs, "['x', 'mask']")
+    if not all(isinstance(name, str) for name in names) or not any(names):
+        raise InputError(f"inputs must be names such as ['x', 'mask'], got {arguments.shown(inputs)}")
+    return names
+
+
 def split(samples: Samples, fit: float = 0.5, measure: float = 0.25, seed: int = 0) -> Splits:
     """The samples as three sets, disjoint by group: shares for calibration and measurement, the rest verifies.
 
     Raises:
         InputError: shares that leave a set empty.
     """
+    arguments.instance("samples", samples, Samples, "nas.batches.collect(batches) makes them")
+    fit, measure, seed = arguments.number("fit", fit), arguments.number("measure", measure), arguments.whole("seed", seed)
     groups = torch.unique(samples.groups)
     order = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
     ends = [math.floor(fit * len(order)), math.floor((fit + measure) * len(order))]

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from nas import arguments
 from nas.errors import InputError
+from nas.executor import CalibratesByBlock
+from nas.names import check_makes_optimizers
 from nas.problem import Bound, Floats, Problem
 from nas.progress import Progress, Quiet
-from nas.protocols import Optimizer, OptimizerFactory, Task
+from nas.protocols import Optimizer, OptimizerFactory, Space, Task
 from nas.space import Candidate
 from nas.study import Study
 
@@ -138,8 +141,12 @@ def compare(
         InputError: the task's optimum is not known, or no candidate is feasible at an eps.
         ContractError: an optimizer proposed a candidate outside the space, or one twice.
     """
-    if seeds < 1 or trials < 1 or jobs < 1:
-        raise InputError(f"seeds, trials and jobs must be at least 1, got {seeds}, {trials} and {jobs}")
+    seeds, trials, jobs = (arguments.whole(name, value, 1) for name, value in (("seeds", seeds), ("trials", trials), ("jobs", jobs)))
+    arguments.instance("task", task, Task, "nas.names.resolve_space('synthetic:3').prepare(nas.progress.Quiet()) makes one")
+    eps = [arguments.number("each eps", value, 0) for value in arguments.several("eps", eps, "[0.005]")]
+    for name, factory in arguments.options("optimizers", optimizers, written=False).items():
+        check_makes_optimizers(factory, f"optimizer '{name}'")
+    bounds = [arguments.instance("each of bounds", bound, Bound, "nas.problem.Bound.parse makes one") for bound in arguments.several("bounds", bounds, "()")]
     together = 1 if jobs == 1 else math.ceil(seeds / jobs)
     cells: list[tuple[str, float]] = []
     work: list[_Runs] = []
@@ -154,13 +161,23 @@ def compare(
     return [_row(*cell, outcomes[i * seeds : (i + 1) * seeds]) for i, cell in enumerate(cells)]
 
 
+def check_comparable(source: Space) -> None:
+    """Raises where `compare` is bound to, before anything is prepared: a space whose blocks are calibrated has networks to measure, and no known optimum."""
+    if isinstance(source, CalibratesByBlock):
+        raise _unknown_optimum(source.space.name)
+
+
+def _unknown_optimum(name: str) -> InputError:
+    return InputError(
+        f"the optimum of '{name}' is not known; compare on a benchmark space such as tocsr_table, or measure every candidate "
+        "of a smaller one (a million at most) with 'nas tabulate' and compare on table:FILE.npz"
+    )
+
+
 def optimal_cost(task: Task, problem: Problem) -> float:
     """Cost of the cheapest allowed feasible candidate; the teacher is feasible."""
     if not isinstance(task.evaluator, KnowsOptimum):
-        raise InputError(
-            f"the optimum of '{task.space.name}' is not known; compare on a benchmark space such as tocsr_table, or measure every candidate "
-            "of a smaller one (a million at most) with 'nas tabulate' and compare on table:FILE.npz"
-        )
+        raise _unknown_optimum(task.space.name)
     best = task.evaluator.optimum(problem, problem.eps[0])
     teacher = task.space.teacher
     known = [candidate for candidate in (best, teacher) if candidate is not None and problem.allowed([candidate])[0]]

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from nas.arguments import text, whole
 from nas.errors import InputError, did_you_mean
 from nas.executor import Executor, Origin, check_workers
 
@@ -32,7 +33,9 @@ class Crew:
 
     def __post_init__(self) -> None:
         check_workers(self.workers, self.timeout_s)
-        if self.executor not in EXECUTORS:
+        if self.threads is not None:
+            whole("threads", self.threads, 1)
+        if text("executor", self.executor, EXECUTORS[0]) not in EXECUTORS:
             raise InputError(f"unknown executor '{self.executor}'{did_you_mean(self.executor, EXECUTORS)}")
         if self.address is not None and self.executor != "ray":
             raise InputError("--address is the address of a Ray cluster; give --executor ray with it")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nas import arguments
 from nas.cut_stage import StageCall, chain_of, check_group, place
 from nas.data import Samples
 from nas.errors import InputError, did_you_mean
@@ -209,8 +210,7 @@ def cut(model: nn.Module, stages: Stages, samples: Samples, call: ModelCall | No
         UserCodeError: what the model raises on the samples.
     """
     call = call or ModelCall()
-    wanted = {name: name for name in stages} if not isinstance(stages, Mapping) else dict(stages)
-    paths = {name: (path,) if isinstance(path, str) else tuple(path) for name, path in wanted.items()}
+    paths = _paths(stages)
     _check_names(model, paths)
     _check_ready(model, samples)
     with user_code("running the model on its samples", "look at the names, order and shapes of its inputs"):
@@ -221,6 +221,15 @@ def cut(model: nn.Module, stages: Stages, samples: Samples, call: ModelCall | No
         example = _probe(model, call, paths, samples.rows(slice(0, 1)))
     rest = Step("(rest)", names, ("output",), Rest(model, call, names, example, steps))
     return CutModel(names, (*steps, rest), "output", model, call, {name: paths[name] for name in two})
+
+
+def _paths(stages: object) -> dict[str, tuple[str, ...]]:
+    """Stage name -> qualified names of its modules."""
+    such_as = "{'low': 'layers.0'}, as the model's named_modules() spells them"
+    wanted = stages if isinstance(stages, Mapping) else {name: name for name in arguments.texts("stages", stages, "layers.0")}
+    if not all(isinstance(name, str) for name in wanted):
+        raise InputError(f"stages must be names and modules such as {such_as}, got {arguments.shown(stages)}")
+    return {name: arguments.texts(f"the modules of stage '{name}'", path, "layers.0") for name, path in wanted.items()}
 
 
 def _repeated(value: Tensor, dim: int, n: int) -> Tensor:

@@ -4,12 +4,14 @@ A task is a picklable callable that gets the worker's `Workplace`. Blocks and me
 cache by content key; what comes back over the wire is small.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from nas.arguments import number, whole
 from nas.errors import InputError, NasError
 from nas.protocols import MeasuresBeside
 from nas.space import Candidate
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from nas.protocols import Evaluator, Space, Task
 
 T = TypeVar("T")
+
+MOST_WORKERS = 10_000
+"""More than anybody has; each is a process with a copy of the teacher."""
 
 PackedBlock = tuple[bytes, bytes]
 """A block as the store keeps it: manifest and weights."""
@@ -285,9 +290,8 @@ def measured_apart(executor: Executor, task: "Task", left_out: Blocks) -> "tuple
 
 def check_workers(n_workers: int, timeout_s: float) -> None:
     """Raises unless there is at least one worker and a task may take some time."""
-    if n_workers < 1:
-        raise InputError(f"workers must be at least 1, got {n_workers}")
-    if not timeout_s > 0:
+    whole("workers", n_workers, 1, MOST_WORKERS)
+    if timeout_s != math.inf and not number("the time limit of a task", timeout_s) > 0:
         raise InputError(f"the time limit of a task must be above 0 seconds, got {timeout_s:g}")
 
 

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from nas.amounts import amount
 from nas.errors import InputError
 from nas.findings import Findings, Found
+from nas.new_blocks import NewBlock, new_blocks
 from nas.problem import Problem
 from nas.report.forecast import Estimate, Forecast
 from nas.report.interactions import Interaction, interactions
@@ -23,8 +24,6 @@ from nas.trial import Trial
 
 STEP = 0.1
 """How much smaller and larger eps is asked about."""
-UNKNOWN = 0.9
-"""A predicted part of L whose 90 % interval is wider than this share of L says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,36 +86,6 @@ class Additivity:
     n_singles: int
     rank_correlation: float | None
     pairs: tuple[Interaction, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NewBlock:
-    """What a better block at a stage would be worth: one of half the cost and the same L, or one of the same cost and half the stage's part of L.
-
-    The part is None where the stage has the teacher's block, and where it is unknown; a predicted one has a 90 % interval, a measured one a standard error.
-    """
-
-    stage: str
-    choice: str
-    cost: float
-    half_cost_saves: float
-    part_of_divergence: float | None
-    half_error_saves: float | None
-    part_measured: bool = False
-    part_low: float | None = None
-    part_high: float | None = None
-
-    @property
-    def part(self) -> Estimate | None:
-        """The part as other divergences are shown."""
-        if self.part_of_divergence is None or self.part_low is None or self.part_high is None:
-            return None
-        return Estimate(self.part_of_divergence, self.part_low, self.part_high, "measured" if self.part_measured else "predicted")
-
-    @property
-    def unknown(self) -> bool:
-        """Whether the stage is replaced and nobody knows what that adds to L."""
-        return self.choice != "teacher" and self.part_of_divergence is None
 
 
 @dataclass(frozen=True)
@@ -184,7 +153,7 @@ def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanati
         other_eps=other,
         prices=tuple(_prices(problem, trial, neighbours, forecast)),
         additivity=_additivity(problem, trial, forecast),
-        new_blocks=tuple(_new_blocks(problem, trial, forecast, other)),
+        new_blocks=tuple(new_blocks(problem, trial, forecast, _worth(other))),
         by_level={stage: dict(findings.by_level[f"{stage}/{choice}"]) for stage, choice in candidate.items() if f"{stage}/{choice}" in findings.by_level},
         notes=(*findings.missing, *_doubts(winner, forecast)),
     )
@@ -284,42 +253,9 @@ def _additivity(problem: Problem, trial: Trial, forecast: Forecast) -> Additivit
     return Additivity(len(usable), measured, len(singles), rank, interactions(problem, trial.candidate, forecast))
 
 
-def _new_blocks(problem: Problem, trial: Trial, forecast: Forecast, other: Sequence[OtherEps]) -> list[NewBlock]:
-    """Stages by what a better block there would save, most first.
-
-    The stage's part of L is what falls when it gets the teacher's block back; L is worth what the objective gains per unit of eps around the winner.
-    """
-    table, a = problem.costs.by_choice[problem.objective], trial.candidate
-    without = forecast.of([_with(a, s, 0) for s in range(len(a))])
-    whole = forecast.predicted(a)
-    worth = (other[0].middle - other[2].middle) / (other[2].eps - other[0].eps) if other and other[2].eps > other[0].eps else None
-    rows = []
-    for s, (stage, estimate) in enumerate(zip(problem.space.stages, without, strict=True)):
-        elsewhere = any(t.candidate[s] == a[s] and t.candidate != a for t in forecast.trials)
-        part = None if a[s] == 0 else _part(trial, estimate, whole if elsewhere else None)
-        value, low, high = (part.value, part.low, part.high) if part else (None, None, None)
-        cost = float(table[s, a[s]])
-        gained = None if value is None or worth is None else value / 2 * max(worth, 0.0)
-        measured = part is not None and part.source == "measured"
-        rows.append(NewBlock(stage.name, stage.choices[a[s]].name, cost, cost / 2, value, gained, measured, low, high))
-    return sorted(rows, key=lambda row: -max(row.half_cost_saves, row.half_error_saves or 0.0))
-
-
-def _part(trial: Trial, without: Estimate | None, predicted: float | None) -> Estimate | None:
-    """What falls off L when a swap is taken back; a prediction is compared with the one for the winner itself (None: not to be trusted).
-
-    None where neither a measurement nor the model says: also where the interval is as wide as L, or the model holds that nothing could fall.
-    """
-    divergence = trial.divergence or 0.0
-    if without is None:
-        return None
-    if without.source == "measured":
-        value, spread = max(divergence - without.value, 0.0), math.hypot(trial.stderr, without.high - without.value)
-        return Estimate(value, value - spread, value + spread, "measured")
-    if not predicted:
-        return None
-    low, value, high = (divergence * max(1 - quantile / predicted, 0.0) for quantile in (without.high, without.value, without.low))
-    return None if high <= 0 or high - low >= UNKNOWN * divergence else Estimate(value, low, high, "predicted")
+def _worth(other: Sequence[OtherEps]) -> float | None:
+    """What the objective gains per unit of eps around the winner; None where that is unknown."""
+    return (other[0].middle - other[2].middle) / (other[2].eps - other[0].eps) if other and other[2].eps > other[0].eps else None
 
 
 def _with(candidate: Candidate, s: int, k: int) -> Candidate:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nas.errors import DamagedFile, InputError, NasError
+from nas.arguments import folder
+from nas.errors import DamagedFile, NasError
+from nas.nearby import no_run
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.record import Record, RunDirectory, check_config, search_command
 from nas.space import Candidate, Choice, SearchSpace, Stage
@@ -106,14 +108,14 @@ class Findings:
         return Found(eps, best is not None, best or least_divergent(self.trials))
 
 
-def read_run(path: Path) -> Findings:
+def read_run(path: Path | str) -> Findings:
     """Everything that can be read of a run; what cannot be is named in `missing`.
 
     Raises:
         InputError: the folder holds neither a configuration nor a record of a run.
     """
-    if not any((path / name).is_file() for name in ("run.toml", "study.db")):
-        raise InputError(f"'{path}' is not a run directory (no run.toml, no study.db); give a folder that `nas search` made, such as runs/NAME")
+    path = folder("the run", path)
+    _check_is_run(path)
     missing: list[str] = []
     trials, facts = _recorded(path, missing)
     config = _config(path, facts, missing)
@@ -126,6 +128,29 @@ def read_run(path: Path) -> Findings:
         missing.append("The search has not come to its end: what is shown is what its trials say so far, not verified on held-out samples.")
     found = _cascades(path, problem, missing)
     return Findings(path, config, tuple(trials), problem, facts, tuple(missing), found)
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The configuration of a run, which needs neither a record nor a trial for it, and sentences on what is lost.
+
+    Raises:
+        InputError: the folder holds neither a configuration nor a record of a run.
+        DamagedFile: the configuration is lost, and no copy of it is left.
+    """
+    _check_is_run(path)
+    try:
+        return RunDirectory(path).config(), []
+    except DamagedFile as error:
+        missing: list[str] = []
+        config = _config(path, _recorded(path, [])[1], missing)
+        if not config:
+            raise DamagedFile(f"{error}, and the record of run '{path}' has no copy of it; put it back from a copy") from None
+        return config, missing
+
+
+def _check_is_run(path: Path) -> None:
+    if not any((path / name).is_file() for name in ("run.toml", "study.db")):
+        raise no_run(path)
 
 
 def _cascades(path: Path, problem: Problem | None, missing: list[str]) -> tuple[Mapping[str, Any], ...]:

@@ -2,29 +2,30 @@
 
 import hashlib
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nas import arguments
+from nas.asked import SearchOptions as SearchOptions
+from nas.asked import asked as asked_for
 from nas.bounds import check_together
 from nas.callbacks import Callback, closing
 from nas.clock import Clock, in_parts
 from nas.crew import Crew
-from nas.errors import InputError, did_you_mean
+from nas.errors import InputError
 from nas.executor import Executor, calibrate_apart, measured_apart, prepare
 from nas.files import MANIFEST, write_manifest
-from nas.loggers import logger
+from nas.loggers import LOGGERS, logger
 from nas.modelcard import card, write_card
 from nas.mounts import network_filesystem
-from nas.names import check_is_space, own_code, resolve_optimizer, resolve_space
+from nas.names import check_is_space, check_optimizer, own_code, resolve_optimizer, resolve_space
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
@@ -35,40 +36,6 @@ from nas.result import stage_table as stage_table
 from nas.space import SearchSpace
 from nas.study import Study, Winner
 from nas.trial import Trial
-
-
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """What a search is asked to do; all of it decides the result and is written to `run.toml`, `trials` apart.
-
-    `where` are bounds such as `"macs<=75%"`. `trials` is the total over all eps. `delta` is the probability of a better candidate
-    below which the optimizer stops; None is its default. `keep_dominated` treats choices that another one dominates like the rest.
-    """
-
-    eps: tuple[float, ...]
-    optimizer: str = "eps_gp"
-    trials: int = 60
-    seed: int = 0
-    minimize: str | None = None
-    where: tuple[str, ...] = ()
-    delta: float | None = None
-    keep_dominated: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.eps:
-            raise InputError("a search needs at least one eps, such as --eps 0.005")
-        given: tuple[Any, ...] = self.eps
-        for eps in given:
-            if isinstance(eps, bool) or not isinstance(eps, Real):
-                raise InputError(f"eps must be a number or several, such as 0.005, got {eps!r}")
-            if not (math.isfinite(eps) and float(eps) >= 0):
-                raise InputError(f"eps must be a finite number of at least 0, got {eps}")
-        if len(set(self.eps)) != len(self.eps):
-            raise InputError(f"every eps may be given once, got {', '.join(map(str, self.eps))}")
-        if self.trials < 1:
-            raise InputError(f"trials must be at least 1, got {self.trials}")
-        if self.delta is not None and not 0 < self.delta < 1:
-            raise InputError(f"delta must lie between 0 and 1, got {self.delta}")
 
 
 def search(
@@ -105,44 +72,36 @@ def search(
     Raises:
         NasError: bad input, with one line that says what to do.
     """
-    asked = _asked(eps, options)
-    report = progress or Quiet()
-    chosen = dict(space_options or {})
+    asked = asked_for(eps, options)
+    check_optimizer(asked.optimizer)
+    place = None if workdir is None else arguments.folder("workdir", workdir)
+    named = None if name is None else arguments.folder_name("name", name)
+    afresh = arguments.flag("new", new)
+    chosen = {} if space_options is None else arguments.options("space_options", space_options, written=place is not None)
+    report: Progress = Quiet() if progress is None else arguments.with_methods("progress", progress, "note", "track")
+    watching, loggers = _followers(on_trial, callbacks), [LOGGERS.check(logs_to) for logs_to in arguments.texts("log", log, "tensorboard")]
+    crew = workers if isinstance(workers, Crew) else Crew(workers)
     source = resolve_space(space, **chosen) if isinstance(space, str) else space
     check_is_space(source, "nas.search needs a space or its name, got")
     origin = {"name": space, **chosen} if isinstance(space, str) else {"name": source.space.name}
     started = time.monotonic()
     if asked.minimize or asked.where:  # wrong ones stop here, before anything is written or calibrated
         make_problem(source.space, asked_costs(source, source.costs(), asked), asked)
-    crew = workers if isinstance(workers, Crew) else Crew(workers)
     if not crew.alone and not isinstance(space, str):
         raise InputError("several workers need a space they can make themselves; give its name or path/to/file.py:function")
-    if workdir is None:
+    if place is None:
         with crew.open(str(space), chosen, source.fingerprint()) as executor:
-            return _search(source, asked, None, report, _followers(on_trial, callbacks), started, executor)
+            return _search(source, asked, None, report, watching, started, executor)
     config = run_config(source, asked, origin, crew.workers)
-    run = RunDirectory(Path(workdir) / (name or run_name(source.space.name, config)))
-    if new:
+    run = RunDirectory(place / (named or run_name(source.space.name, config)))
+    if afresh:
         run.reset()
     run.create(config)
     if kind := network_filesystem(run.path):
         report.note(f"{run.path} lies on a network file system ({kind}): use one machine at a time, or --workdir on a local disk")
     with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:
-        followers = [*_followers(on_trial, callbacks), *(logger(name, run.path / "logs") for name in log), ReportWriter(run.path, report)]
+        followers = [*watching, *(logger(logs_to, run.path / "logs") for logs_to in loggers), ReportWriter(run.path, report)]
         return _search(source, asked, run, report, followers, started, executor)
-
-
-def _asked(eps: Any, options: Mapping[str, Any]) -> SearchOptions:
-    """The options as given to `search`, or an error that names a wrong one."""
-    known = [field.name for field in fields(SearchOptions)]
-    for option in options:
-        if option == "threads":
-            raise InputError("search takes no 'threads'; call torch.set_num_threads(n) before it")
-        if option not in known:
-            raise InputError(f"search takes no option '{option}'{did_you_mean(option, known)}")
-    values = tuple(eps) if isinstance(eps, Sequence) and not isinstance(eps, str) else (eps,)
-    where = options.get("where", ())
-    return SearchOptions(values, **{**options, "where": (where,) if isinstance(where, str) else tuple(where)})
 
 
 def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], workers: int = 1) -> dict[str, dict[str, Any]]:
@@ -294,8 +253,12 @@ class _Watcher:
         del result
 
 
-def _followers(on_trial: Callable[[Study], None] | None, callbacks: Sequence[Callback]) -> list[Callback]:
-    return [*callbacks] if on_trial is None else [_Watcher(on_trial), *callbacks]
+def _followers(on_trial: object, callbacks: object) -> list[Callback]:
+    """Whoever is told of a search, checked."""
+    if not isinstance(callbacks, Sequence):
+        raise InputError(f"callbacks must be a list of followers with start(), trial() and end(), got {arguments.shown(callbacks)}")
+    found = [arguments.with_methods("each of callbacks", callback, "start", "trial", "end") for callback in callbacks]
+    return found if on_trial is None else [_Watcher(arguments.function("on_trial", on_trial)), *found]
 
 
 def _export(task: Task, winners: Sequence[Winner], run: RunDirectory, record: Record, problem: Problem) -> dict[float, str]:

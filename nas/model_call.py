@@ -40,10 +40,13 @@ class ModelCall:
         if self.inputs is not None:
             return self.inputs(model, inputs)
         known = inspect.signature(model.forward).parameters
+        any_keyword = any(p.kind is p.VAR_KEYWORD for p in known.values())
         strange = [name for name in inputs if name not in known]
-        if strange and len(strange) < len(inputs) and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        if strange and len(strange) < len(inputs) and not any_keyword:
             raise InputError(f"the model's forward has no '{strange[0]}'{did_you_mean(strange[0], known)}; name inputs as forward does, or give call=")
-        by_keyword = any(p.kind is p.VAR_KEYWORD for p in known.values()) or all(name in known for name in inputs)
+        if (unknown := [name for name in self.constants if name not in known]) and not any_keyword:
+            raise InputError(f"the model's forward has no '{unknown[0]}' to be given by constants={did_you_mean(unknown[0], known)}")
+        by_keyword = any_keyword or not strange
         return model(**inputs, **self.constants) if by_keyword else model(*inputs.values(), **self.constants)
 
     def select(self, result: Any) -> Any:

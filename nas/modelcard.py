@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import nas
-from nas.amounts import METRICS, amount
+from nas.amounts import METRICS, amount, worth_showing
 from nas.files import write_whole
 from nas.problem import CostTable, Problem
 from nas.space import Candidate, SearchSpace
@@ -46,7 +46,8 @@ def candidate_card(
 
 
 def _cost_rows(teacher: Mapping[str, float], chosen: Mapping[str, float]) -> list[str]:
-    return [f"| {METRICS.get(m, m)} | {amount(teacher[m])} | {amount(cost)} | {_share(cost, teacher[m])} |" for m, cost in chosen.items()]
+    shown = {metric: chosen[metric] for metric in worth_showing(chosen, (teacher, chosen))}
+    return [f"| {METRICS.get(m, m)} | {amount(teacher[m])} | {amount(cost)} | {_share(cost, teacher[m])} |" for m, cost in shown.items()]
 
 
 def _divergence(trial: Trial) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from nas import arguments
 from nas.blocks.catalogue import CATALOGUE
 from nas.errors import InputError
 from nas.fingerprint import USER_PREFIX, code_identity
@@ -81,10 +82,10 @@ def resolve_space(text: str, **options: Any) -> "Space":
         InputError: unknown name, a file that cannot be loaded, an option that this space does not take, or a function that returns no space.
         UserCodeError: what the file or its function raises.
     """
-    head, _, argument = text.partition(":")
+    head, _, argument = arguments.text("a space's name", text, "tocsr_unet").partition(":")
     from_file = head.endswith(".py")
     factory = function_of_file(Path(head), argument or "make_space") if from_file else SPACES.get(head)
-    arguments = (argument,) if argument and not from_file else ()
+    positional = (argument,) if argument and not from_file else ()
     given = {name: value for name, value in options.items() if value is not None}
     accepted = inspect.signature(factory).parameters
     for name in given:
@@ -93,11 +94,11 @@ def resolve_space(text: str, **options: Any) -> "Space":
             own = f"; to add it, write `def {factory.__name__}({name}=None)`, which is given it as text" if from_file else ""
             raise InputError(f"space '{text}' takes no option '{name}'; it takes: {takes}{own}")
     try:
-        inspect.signature(factory).bind(*arguments, **given)
+        inspect.signature(factory).bind(*positional, **given)
     except TypeError as error:
         raise InputError(f"space '{text}': {error}") from None
     with user_code(f"space '{text}'"):
-        space: Space = factory(*arguments, **given)
+        space: Space = factory(*positional, **given)
     check_is_space(space, f"'{text}' gives")
     return space
 
@@ -136,22 +137,37 @@ class OptimizerOfFile:
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
         self.made_by = function_of_file(path, name, "optimizer")
+        check_makes_optimizers(self.made_by, f"optimizer '{path}:{name}'")
         self.__signature__ = inspect.signature(self.made_by)
-        try:
-            self.__signature__.bind(None, seed=0)
-        except TypeError as error:
-            raise InputError(f"optimizer '{path}:{name}' must take (problem, seed=0): {error}") from None
 
     def __call__(self, problem: "Problem", seed: int = 0, **options: Any) -> "Optimizer":
         """The optimizer for a problem."""
         with user_code(f"optimizer '{self._path}:{self._name}'"):
             made: Optimizer = self.made_by(problem, seed=seed, **options)
-        if not callable(getattr(made, "propose", None)):
-            raise InputError(f"optimizer '{self._path}:{self._name}' gives a {type(made).__name__}, which has no method 'propose(trials, pending=(), n=1)'")
-        return made
+        return check_is_optimizer(made, f"optimizer '{self._path}:{self._name}'")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._path, self._name)
+
+
+def check_makes_optimizers(factory: object, what: str) -> None:
+    """Raises unless it can be called with a problem and a seed; `what` begins the message."""
+    try:
+        inspect.signature(cast(Callable[..., Any], factory)).bind(None, seed=0)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must take (problem, seed=0): {error}") from None
+
+
+def check_is_optimizer(made: object, what: str) -> "Optimizer":
+    """The optimizer itself, or an error that says what it lacks; `what` begins the message."""
+    propose = getattr(made, "propose", None)
+    if not callable(propose):
+        raise InputError(f"{what} gives a {type(made).__name__}, which has no method 'propose(trials, pending=(), n=1)'")
+    try:
+        inspect.signature(propose).bind((), (), n=1)
+    except TypeError as error:
+        raise InputError(f"{what}: 'propose' must take (trials, pending=(), n=1): {error}") from None
+    return cast("Optimizer", made)
 
 
 def own_code(text: str) -> dict[str, str]:
@@ -166,8 +182,7 @@ def resolve_optimizer(text: str, problem: "Problem", seed: int = 0, *, delta: fl
     known = inspect.signature(factory).parameters
     asked = {"delta": delta, "keep_dominated": keep_dominated or None}
     options = {name: value for name, value in asked.items() if value is not None and name in known}
-    made: Optimizer = cast(Callable[..., Any], factory)(problem, seed, **options)
-    return made
+    return check_is_optimizer(cast(Callable[..., Any], factory)(problem, seed, **options), f"optimizer '{text}'")
 
 
 def check_optimizer(text: str) -> None:

@@ -5,10 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nas import arguments
 from nas.bounds import check_together, least_cost
 from nas.errors import InputError
 from nas.home import nas_home
 from nas.job import SearchOptions, asked_costs, default_objective
+from nas.names import check_is_space
 from nas.problem import Bound, CostTable
 from nas.protocols import CanForecast, Space
 
@@ -21,6 +23,9 @@ def plan(source: Space, asked: SearchOptions, workers: int = 1) -> dict[str, Any
         `least_objective`: what the bounds leave of the objective at best; `n_candidates`; `trials`; `forecast` (None for
         spaces that cannot tell) with its `total_s` for so many workers; `notes` on what was not counted; `disk_free_mb` where blocks are kept.
     """
+    check_is_space(source, "a plan needs a space, got")
+    arguments.instance("asked", asked, SearchOptions, "nas.job.SearchOptions((0.005,)) is one")
+    workers = arguments.whole("workers", workers, 1)
     costs = asked_costs(source, source.costs(), asked)
     objective = default_objective(costs, asked.minimize)
     found, why = _bounds(asked, costs)

@@ -3,7 +3,6 @@
 Symbols: `S` stages, `K` the largest number of choices, `n` candidates.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nas.amounts import AMOUNT, at_least, scaled
+from nas.arguments import instance, number, several, shown
+from nas.arguments import text as a_text
 from nas.errors import InputError, did_you_mean
 from nas.space import SearchSpace
 
@@ -36,7 +37,7 @@ class CostTable:
 
     def check_metric(self, metric: str) -> str:
         """The metric itself, or an error with the nearest known one."""
-        if metric not in self.by_choice:
+        if a_text("metric", metric, next(iter(self.by_choice), "params")) not in self.by_choice:
             raise InputError(f"unknown metric '{metric}'{did_you_mean(metric, self.by_choice)}")
         return metric
 
@@ -76,6 +77,9 @@ class Bound:
         Raises:
             InputError: another form, an unknown metric, or a limit below what the cheapest candidate reaches.
         """
+        instance("costs", costs, CostTable, "a space's costs() are one")
+        if not isinstance(text, str):
+            raise InputError(f"a bound must be a text such as 'macs<=75%', got {shown(text)}")
         match = re.fullmatch(rf"\s*(\w+)\s*<=\s*{AMOUNT}\s*", text)
         if match is None:
             raise InputError(f"bound '{text}' must read METRIC<=NUMBER[k|M|G|T|%], such as 'macs<=75%' or 'params<=130M'")
@@ -107,12 +111,13 @@ class Problem:
     calibration_errors: Floats | None = None
 
     def __post_init__(self) -> None:
+        instance("costs", self.costs, CostTable, "a space's costs() are one")
+        instance("space", self.space, SearchSpace, "SearchSpace.of_sizes('demo', [2, 3]) makes one")
         self.costs.check_metric(self.objective)
         if not self.eps:
             raise InputError("a problem needs at least one eps")
-        for eps in self.eps:
-            if not math.isfinite(eps) or eps < 0:
-                raise InputError(f"eps must be a finite number of at least 0, got {eps}")
+        for eps in several("eps", self.eps, "(0.005,)"):
+            number("eps", eps, 0)
 
     def cost(self, candidates: ArrayLike) -> Floats:
         """The objective of each candidate, `(n, S) -> (n,)`."""

@@ -1,6 +1,7 @@
 """The record of a run: its directory, its configuration, and one SQLite file of trials and facts that survives kill -9."""
 
 import fcntl
+import glob
 import hashlib
 import itertools
 import json
@@ -17,8 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nas.amounts import exact
 from nas.errors import DamagedFile, InputError, NasError, RunInUse, RunMismatch
 from nas.files import Form, check_form, parse_json, read_toml, write_whole
+from nas.nearby import no_run
 from nas.snapshot import copy_database
 from nas.trial import Trial
 
@@ -235,7 +238,7 @@ class RunDirectory:
         if lost == ["study.db"]:
             run._without_record()
         if lost == ["run.toml", "study.db"]:
-            raise InputError(f"'{path}' is not a run directory (no {lost[0]}); give a folder that `nas search` made, such as runs/NAME")
+            raise no_run(path)
         return run
 
     def _without_record(self) -> NoReturn:
@@ -298,11 +301,13 @@ class RunDirectory:
             with self.lock():
                 pass
         if self.path.exists():
-            shutil.move(self.path, self.path.with_name(f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
+            aside = f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            same = len(list(self.path.parent.glob(f"{glob.escape(aside)}*")))  # of the same second
+            shutil.move(self.path, self.path.with_name(f"{aside}-{same}" if same else aside))
 
     def winner(self, eps: float, several: bool) -> Path:
         """Where the winner of an eps is saved."""
-        return self.path / (f"winner-eps{eps:g}" if several else "winner")
+        return self.path / (f"winner-eps{exact(eps)}" if several else "winner")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -372,7 +377,7 @@ def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: 
     for name, value in [*((n, v) for n, v in space.items() if n != "name"), *search.items()]:
         option = f"--{name.replace('_', '-')}"
         values = value if isinstance(value, list) else [value]
-        words += [option] if value is True else [word for v in values if v is not False for word in (option, f"{v:g}" if isinstance(v, float) else str(v))]
+        words += [option] if value is True else [word for v in values if v is not False for word in (option, exact(v) if isinstance(v, float) else str(v))]
     if trials is not None:
         words += ["--trials", str(trials)]
     return shlex.join([*words, "--workdir", str(path.parent), "--name", path.name])

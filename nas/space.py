@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from nas.arguments import options, several, shown, whole
 from nas.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class SearchSpace:
         6
         """
         stages = []
-        for s, size in enumerate(sizes):
-            if size < 1:
+        for s, size in enumerate(several("sizes", sizes, "[2, 3]")):
+            if whole(f"space '{name}': the size of stage s{s}", size) < 1:
                 raise InputError(f"space '{name}': stage s{s} must have at least 1 choice, got {size}")
             surrogates = tuple(Choice(f"c{k}") for k in range(1, size))
             stages.append(Stage(f"s{s}", (Choice(TEACHER), *surrogates)))
@@ -126,7 +127,10 @@ class SearchSpace:
 
     def check(self, candidate: Iterable[int]) -> Candidate:
         """The candidate as a tuple of ints, or an error that names the stage that is out of range."""
-        candidate = tuple(int(k) for k in candidate)
+        try:
+            candidate = tuple(int(k) for k in candidate)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"a candidate of '{self.name}' is a tuple of {len(self.stages)} choices, one a stage, got {shown(candidate)}") from None
         if len(candidate) != len(self.stages):
             raise InputError(f"a candidate of '{self.name}' has {len(self.stages)} stages, got {len(candidate)}")
         for stage, k in zip(self.stages, candidate, strict=True):
@@ -137,7 +141,7 @@ class SearchSpace:
     def encode(self, names: Mapping[str, str]) -> Candidate:
         """The candidate with the named choices; unnamed stages keep the teacher's block."""
         known = [stage.name for stage in self.stages]
-        for name in names:
+        for name in options("a candidate's names", names, written=False):
             if name not in known:
                 raise InputError(f"space '{self.name}' has no stage '{name}'{did_you_mean(name, known)}")
         return tuple(stage.index(names.get(stage.name, TEACHER)) for stage in self.stages)
@@ -153,6 +157,8 @@ class SearchSpace:
         Names of choices may hold commas and equals signs: a comma separates where a stage's name and `=` follow, or the stage has a choice called as what
         stands before it.
         """
+        if not isinstance(text, str):
+            raise InputError(f"a candidate must be a text such as 'stage=choice' or '{TEACHER}', got {shown(text)}")
         if text.strip() == TEACHER:
             return self.teacher
         names: dict[str, str] = {}

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
-from nas.errors import ContractError
+from nas.arguments import shown
+from nas.errors import ContractError, InputError
 from nas.executor import measured_beside
 from nas.problem import Problem
 from nas.protocols import Evaluator, MeasuresApart, Optimizer, Predicts
@@ -108,6 +110,8 @@ class Study:
             pending = [*known[seen:], *under_way]
             with user_code(f"optimizer {kind.__name__}") if not kind.__module__.startswith("nas.") else nullcontext():
                 proposed = self.optimizer.propose(trials[:seen], pending, 1)
+            if not isinstance(proposed, Sequence):
+                raise ContractError(f"optimizer {kind.__name__} must propose a list of candidates, empty when it is done, got {shown(proposed)}")
             if proposed:
                 break
         self.record.set_fact("seconds_proposing", self.seconds_proposing + time.process_time() - started)
@@ -198,7 +202,13 @@ class Study:
         return [t for t in trials if all(t.costs[bound.metric] <= bound.limit * (1 + 1e-12) for bound in bounds)]
 
     def _checked(self, candidate: Candidate, known: Sequence[Candidate]) -> Candidate:
-        candidate = self.problem.space.check(candidate)
+        who = f"optimizer {type(self.optimizer).__name__}"
+        if not isinstance(candidate, Sequence) or not all(isinstance(k, Integral) for k in candidate):
+            raise ContractError(f"{who} proposed {shown(candidate)}; a candidate is a tuple of whole numbers, one a stage")
+        try:
+            candidate = self.problem.space.check(candidate)
+        except InputError as error:
+            raise ContractError(f"{who} proposed {candidate}: {error}; nas.optimizers.contract.check_optimizer tries it on small problems") from None
         if candidate in known:
-            raise ContractError(f"optimizer {type(self.optimizer).__name__} proposed {candidate} again; a told candidate must not be repeated")
+            raise ContractError(f"{who} proposed {candidate} again; a told candidate must not be repeated")
         return candidate

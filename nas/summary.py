@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from nas.amounts import exact
 from nas.clock import in_parts
 from nas.errors import DamagedFile, InputError
 from nas.files import MANIFEST, Form, damage, read_json
@@ -50,8 +51,14 @@ def read_cascade(folder: Path, metrics: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
-    """The result as `nas search` printed it, with paths where the directory is now and what `nas cascade` made of it; incumbents, unverified, if unfinished."""
+    """The result as `nas search` printed it, with paths where the directory is now and what `nas cascade` made of it; incumbents, unverified, if unfinished.
+
+    The path of a winner whose folder went away is None; `missing` then says where it was.
+    """
     summary = _searched(directory, record)
+    for winner in summary["winners"]:
+        if winner["path"] and not Path(winner["path"]).is_dir():
+            winner["path"], winner["missing"] = None, winner["path"]
     return {**summary, "cascades": cascades(directory.path, summary["teacher"]), "run": str(directory.path)}
 
 
@@ -124,9 +131,9 @@ def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
     if not winners:
         raise InputError(f"run '{directory.path}' has no saved winner; let its search finish, or name a --candidate")
     if eps is None and len(winners) > 1:
-        raise InputError(f"run '{directory.path}' has several winners; choose one with --eps: {', '.join(f'{e:g}' for e in winners)}")
+        raise InputError(f"run '{directory.path}' has several winners; choose one with --eps: {', '.join(map(exact, winners))}")
     if eps is not None and eps not in winners:
-        raise InputError(f"run '{directory.path}' has no winner for eps {eps:g}; it has: {', '.join(f'{e:g}' for e in winners)}")
+        raise InputError(f"run '{directory.path}' has no winner for eps {exact(eps)}; it has: {', '.join(map(exact, winners))}")
     folder = Path(winners[eps if eps is not None else next(iter(winners))])
     if not folder.is_dir():
         raise DamagedFile(f"the winner's folder {folder} is missing; this saves it again: {search_command(directory.path, directory.config(), trials)}")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nas.arguments import folder
 from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.problem import CostTable, Floats
 from nas.progress import Progress
 from nas.protocols import Task
-from nas.space import Candidate
+from nas.space import Candidate, SearchSpace
 from nas.table import UNREADABLE, Table, write_table
 
 MOST = 1_000_000
@@ -30,10 +31,8 @@ def tabulate(task: Task, path: Path, progress: Progress, *, chunk: int = 64, sav
         RunMismatch: the partial file belongs to another space.
         DamagedFile: the partial file cannot be read.
     """
-    if task.space.n_candidates > MOST:
-        raise InputError(f"space '{task.space.name}' has {task.space.n_candidates} candidates; at most {MOST} can be tabulated")
-    if path.exists():
-        raise InputError(f"table '{path}' exists; remove it or give another name")
+    path = folder("path", path)
+    check_table(task.space, path)
     part = path.with_name(path.name + ".part")
     divergence, stderr = _resumed(part, task)
     _save(part, task, divergence, stderr)
@@ -45,6 +44,18 @@ def tabulate(task: Task, path: Path, progress: Progress, *, chunk: int = 64, sav
     write_table(path, table)
     part.unlink()
     return table
+
+
+def check_table(space: SearchSpace, path: Path) -> None:
+    """Raises unless all candidates of the space can be tabulated in that file; before anything is calibrated or measured for it."""
+    if path.suffix != ".npz":
+        raise InputError(f"a table is written as .npz; '{path}' must end in .npz")
+    if path.exists():
+        raise InputError(f"table '{path}' exists; remove it or give another name")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write table '{path}': there is no folder '{path.parent}'; make it or give another path")
+    if space.n_candidates > MOST:
+        raise InputError(f"space '{space.name}' has {space.n_candidates:,} candidates; at most {MOST:,} can be tabulated; leave stages or choices out")
 
 
 def _measure_all(task: Task, divergence: Floats, stderr: Floats, part: Path, progress: Progress, chunk: int, save_every_s: float) -> None:

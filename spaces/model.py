@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nas import arguments
 from nas.blocks.calibration import CalibrationSettings
 from nas.blocks.offer import Offer, offer
 from nas.cut import CutModel, Stages, cut
@@ -71,14 +72,25 @@ def model_space(
         ContractError: a recipe makes a block that writes something else than the teacher's.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model must be an nn.Module, got {model!r}")
+        raise InputError(f"model must be an nn.Module, got {arguments.shown(model)}")
     if not isinstance(data, Splits):
         raise InputError(f"data must be three sample sets, got a {type(data).__name__}; make them by nas.batches.split(nas.batches.collect(batches))")
-    graph, why = _graph(cut(model, stages, data.fit, ModelCall(call, constants or {}, output)), data, reuse)
+    arguments.text("a space's name", name, "mine")
+    if call is not None:
+        arguments.function("call", call)
+    if loss is not None:
+        arguments.function("loss", loss)
+    constants = {} if constants is None else arguments.options("constants", constants, written=False)
+    costs = {} if costs is None else arguments.options("costs", costs, written=False)
+    rules = arguments.several("rules", rules, "[Forbid({'low': 'bypass'})]")
+    calibration = arguments.instance("calibration", calibration or CalibrationSettings(), CalibrationSettings, "leave it out for the default")
+    evaluation = arguments.instance("evaluation", evaluation or Settings(), Settings, "leave it out for the default")
+    home = None if home is None else arguments.folder("home", home)
+    graph, why = _graph(cut(model, stages, data.fit, ModelCall(call, constants, output)), data, reuse)
     offered = offer(graph, recipes, {key: value[:1] for key, value in data.fit.inputs.items()})
     return NetworkSpace(
-        name, graph, offered.stages, data, divergence, loss, calibration=calibration or CalibrationSettings(), evaluation=evaluation or Settings(),
-        home=home, notes=(*why, *offered.notes), left_out=offered.left_out, rules=tuple(rules), extra_costs=costs or {}, strict_counts=False,
+        name, graph, offered.stages, data, divergence, loss, calibration=calibration, evaluation=evaluation,
+        home=home, notes=(*why, *offered.notes), left_out=offered.left_out, rules=rules, extra_costs=costs, strict_counts=False,
         loading=LOAD_MODEL,
     )  # fmt: skip
 

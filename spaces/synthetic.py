@@ -12,6 +12,7 @@ from typing import final
 
 import numpy as np
 
+from nas import arguments
 from nas.errors import InputError
 from nas.problem import CostTable, Floats, Problem
 from nas.progress import Progress
@@ -107,6 +108,14 @@ def make_synthetic(
         offset: taken off every divergence but the teacher's, so that some become negative.
     """
     number = _seed(seed)
+    stages, choices = arguments.whole("stages", stages), arguments.whole("choices", choices)
+    for name, value in (("compounding", compounding), ("interaction", interaction), ("interaction_spread", interaction_spread), ("offset", offset)):
+        arguments.number(name, value)
+    arguments.number("noise", noise)
+    if tails != math.inf:
+        arguments.number("tails", tails)
+    if informativeness is not None:
+        arguments.number("informativeness", informativeness)
     if stages < 1 or choices < 1:
         raise InputError(f"a synthetic space needs at least 1 stage and 1 choice, got {stages} and {choices}")
     if informativeness is not None and not 0 <= informativeness <= 1:
@@ -132,7 +141,7 @@ def make_synthetic(
 def _seed(seed: int | str) -> int:
     try:
         number = int(seed)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if number < 0:
         raise InputError(f"space 'synthetic:{seed}': the seed must be an integer of at least 0")

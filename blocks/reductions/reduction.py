@@ -7,6 +7,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import nn
 
+from nas.arguments import number
 from nas.blocks.catalogue import CATALOGUE
 from nas.blocks.recipe import BlockRecipe
 from nas.errors import DoesNotFit, InputError
@@ -29,7 +30,7 @@ def reduction(kind: R) -> R:
 
 def check_fraction(recipe: Reduction, fraction: float) -> None:
     """Raises unless the fraction lies between 0 and 1."""
-    if not 0 < fraction < 1:
+    if not 0 < number(f"{recipe.recipe}: the fraction to keep", fraction) < 1:
         raise InputError(f"{recipe.recipe}: the fraction to keep must lie between 0 and 1, got {fraction}")
 
 

@@ -48,14 +48,16 @@ def compare(
     if plot is not None:
         check_plot(plot)
     from nas.bounds import check_together
+    from nas.compare import check_comparable, render
     from nas.compare import compare as run_compare
-    from nas.compare import render
     from nas.job import default_objective
     from nas.problem import Bound
     from nas.regret_plot import plot as draw
 
     terminal = Terminal(quiet)
-    task = resolve_space(space).prepare(terminal)
+    source = resolve_space(space)
+    check_comparable(source)
+    task = source.prepare(terminal)
     bounds = tuple(Bound.parse(text, task.costs) for text in where or ())
     check_together(bounds, task.costs)
     rows = run_compare(task, eps, factories, seeds, trials, jobs=jobs, objective=default_objective(task.costs, minimize), bounds=bounds, progress=terminal)
@@ -65,7 +67,7 @@ def compare(
         out.print(render(rows))
     if plot is not None:
         draw(rows, plot)
-        err.print(f"plot in {plot}", markup=False)
+        terminal.note(f"plot in {plot}")
 
 
 def tabulate(
@@ -82,12 +84,14 @@ def tabulate(
 ) -> None:
     """Measure every candidate of a small space into a table for --space table:FILE.npz; goes on where it was stopped."""
     from nas.names import resolve_space
+    from nas.tabulate import check_table
     from nas.tabulate import tabulate as run_tabulate
 
     options.set_threads(threads)
     terminal = Terminal(quiet)
-    task = resolve_space(space, **options.space_options(teacher, library, data, device)).prepare(terminal)
-    table = run_tabulate(task, to, terminal)
+    source = resolve_space(space, **options.space_options(teacher, library, data, device))
+    check_table(source.space, to)
+    table = run_tabulate(source.prepare(terminal), to, terminal)
     if json:
         print_json({"n_candidates": int(table.divergence.size), "path": str(to)})
     else:

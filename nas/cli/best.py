@@ -1,11 +1,10 @@
 """`nas best`: one model from a run's winners."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nas.amounts import METRICS, amount
+from nas.amounts import METRICS, amount, worth_showing
 from nas.cli import options
 from nas.cli.console import err, out, print_json
 
@@ -18,6 +17,7 @@ def best(
     """Choose among a run's winners, one for each eps and what `nas cascade` made of them, the one whose size is closest to a target."""
     from nas.best import Target
     from nas.best import best as choose
+    from nas.cli.results import where_saved
     from nas.record import RunDirectory
     from nas.summary import summarize
 
@@ -31,13 +31,12 @@ def best(
         print_json(chosen)
         return
     costs = ", ".join(
-        f"{METRICS.get(metric, metric)} {amount(chosen[metric])}" + (f" ({whole / chosen[metric]:.2f}x less)" if chosen[metric] else "")
-        for metric, whole in summary["teacher"].items()
+        f"{METRICS.get(metric, metric)} {amount(chosen[metric])}" + (f" ({summary['teacher'][metric] / chosen[metric]:.2f}x less)" if chosen[metric] else "")
+        for metric in worth_showing(summary["teacher"], (summary["teacher"], chosen))
     )
     aim = f"; {amount(abs(chosen['difference']))} {'above' if chosen['difference'] > 0 else 'below'} {target}" if target else ""
     how = ", recalibrated by `nas cascade`" if chosen.get("recalibrated") else ""
     out.print(f"eps {chosen['eps']:g}{how}: {costs}; L {chosen['divergence']:.3g}{aim}", soft_wrap=True, markup=False)
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in chosen["candidate"].items() if c != "teacher") or "nothing"), soft_wrap=True, markup=False)
-    if chosen["path"]:
-        there = f"saved in {chosen['path']}" if Path(chosen["path"]).is_dir() else f"{chosen['path']} is missing; the same `nas search` saves it again"
+    if there := where_saved(chosen):
         out.print(there, soft_wrap=True, markup=False)

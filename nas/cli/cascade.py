@@ -7,7 +7,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import amount
+from nas.amounts import amount, exact, worth_showing
 from nas.cli import options
 from nas.cli.console import SearchView, Terminal, out, print_json, print_legend
 from nas.errors import DamagedFile, InputError, NasError, NothingFeasible
@@ -35,11 +35,11 @@ def cascade(
     origin, known = dict(config["space"]), config["search"]["eps"]
     chosen, terminal = _chosen(known, eps), Terminal(quiet)
     open_choice = known if eps is None and len(known) > 1 else []
-    folder = directory.path / f"cascade-eps{chosen:g}"
+    folder = directory.path / f"cascade-eps{exact(chosen)}"
     kept = None if new or open_choice else _kept(folder, trials)
     if kept is not None:
         terminal.note("found before; --new computes it again, more --trials look further")
-        _print(kept, json)
+        _print(kept, json, quiet)
         return
     _check_said(run, open_choice, origin["name"] if ".py" in origin["name"] and not trust else None)
     check_writable(directory.path, "the result is saved there")
@@ -59,14 +59,14 @@ def cascade(
         raise NothingFeasible(f"none of {len(tried)} candidates is within eps {chosen:g} after recalibration; give more --trials")
     result = search.export(found, chosen, tried, folder, config, trials)
     _report(directory.path, terminal)
-    _print(result, json)
+    _print(result, json, quiet)
 
 
-def _print(result: dict[str, Any], json: bool) -> None:
+def _print(result: dict[str, Any], json: bool, quiet: bool) -> None:
     if json:
         print_json(result)
     else:
-        _show(result, list(result["teacher"]))
+        _show(result, worth_showing(result["teacher"], (result["teacher"], *result["tried"])), quiet)
 
 
 def _kept(folder: Path, trials: int) -> dict[str, Any] | None:
@@ -99,20 +99,20 @@ def _report(run: Path, terminal: Terminal) -> None:
 def _chosen(known: list[float], asked: float | None) -> float:
     """The eps that is asked for, which the run must have; else the run's first."""
     if asked is not None and asked not in known:
-        raise InputError(f"the run has no eps {asked:g}; it has: {', '.join(f'{e:g}' for e in known)}")
+        raise InputError(f"the run has no eps {exact(asked)}; it has: {', '.join(map(exact, known))}")
     return known[0] if asked is None else asked
 
 
 def _check_said(run: Path, choice: list[float], untrusted: str | None) -> None:
     """Asks at once for all that must be said: which eps, if there is a choice, and the trust in the file of the run's space."""
-    lacking = [f"has several eps, {', '.join(f'{e:g}' for e in choice)}; choose one with --eps"] if choice else []
+    lacking = [f"has several eps, {', '.join(map(exact, choice))}; choose one with --eps"] if choice else []
     if untrusted is not None:  # the run may come from somebody else
         lacking.append(f"names the Python file of its space, '{untrusted}'; give --trust to run that file")
     if lacking:
         raise InputError(f"run '{run}' {', and '.join(lacking)}")
 
 
-def _show(result: dict[str, Any], metrics: list[str]) -> None:
+def _show(result: dict[str, Any], metrics: list[str], quiet: bool) -> None:
     title = f"recalibrated candidates, cheapest first; the last one is within eps {result['eps']:g}"
     shown = Table(*metrics, "L before", "L", "held-out L", title=title, title_justify="left", box=SIMPLE_HEAD)
     for row in result["tried"]:
@@ -124,5 +124,5 @@ def _show(result: dict[str, Any], metrics: list[str]) -> None:
         f"{spent['n_trials']} trials of the search that went on, {spent['n_measured']} of them in no cache; "
         f"{spent['n_recalibrated']} candidates recalibrated; {spent['seconds']:.0f} s"
     )
-    print_legend("L", "held-out L")
+    print_legend("L", "held-out L", quiet=quiet)
     out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)

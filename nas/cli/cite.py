@@ -1,12 +1,12 @@
 """`nas cite`: BibTeX of what a search stands on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nas.cli import options
-from nas.cli.console import out, print_json
+from nas.cli.console import err, out, print_json
 
 
 def cite(
@@ -16,11 +16,13 @@ def cite(
     """Print what to cite for the toolkit, or for a run's optimizer and space, as BibTeX."""
     from nas.citation import ENTRIES, bibtex, keys
 
-    config = {}
+    config: dict[str, dict[str, Any]] = {}
     if run is not None:
-        from nas.record import RunDirectory
+        from nas.findings import read_config
 
-        config = RunDirectory.open(run).config()
+        config, lost = read_config(run)
+        for line in lost:
+            err.print(line, markup=False)
     wanted = keys(config.get("search", {}).get("optimizer"), config.get("space", {}).get("name"))
     if json:
         print_json([{"key": key, "bibtex": ENTRIES[key]} for key in wanted])

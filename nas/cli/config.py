@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli import options
-from nas.cli.console import out, print_json
+from nas.cli.console import err, out, print_json
 from nas.errors import InputError, did_you_mean
 
 config = typer.Typer(help="Show the configuration of a verb or of a run.", no_args_is_help=True, rich_markup_mode=None)
@@ -26,9 +26,11 @@ def show(
 ) -> None:
     """Show the options of a verb with their defaults under a file's values, as a file that --config takes; of a run, what it was made with."""
     if source is not None and source.is_dir():
-        from nas.record import RunDirectory
+        from nas.findings import read_config
 
-        found = RunDirectory.open(source).config()
+        found, lost = read_config(source)
+        for line in lost:
+            err.print(line, markup=False)
     else:
         found = {verb: resolved(context, verb, source)}
     if json:

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from nas.amounts import amount, legend
+from nas.amounts import amount, legend, worth_showing
 
 if TYPE_CHECKING:
     from nas.loggers import Sink
@@ -48,8 +48,10 @@ def print_names(registry: "Registry[Any]", json: bool) -> None:
     out.print(table)
 
 
-def print_legend(*words: str, block_names: str = "", divergence: str = "") -> None:
+def print_legend(*words: str, block_names: str = "", divergence: str = "", quiet: bool = False) -> None:
     """What the words and block names of a table mean, on stderr."""
+    if quiet:
+        return
     meanings = legend(divergence)
     for word in words:
         err.print(Text(f"{word}: {meanings[word]}", style="dim"))
@@ -123,11 +125,12 @@ class SearchView:
         if err.is_terminal:
             self._draw(study, trials)
             return
+        teacher = study.problem.costs.of(study.problem.space.teacher)
         for eps in study.problem.eps:
             best = study.incumbent(eps, trials)
             if best is not None and self._best.get(eps) != best.number:
                 self._best[eps] = best.number
-                costs = ", ".join(f"{name} {amount(value)}" for name, value in best.costs.items())
+                costs = ", ".join(f"{name} {amount(best.costs[name])}" for name in worth_showing(best.costs, [teacher, best.costs]))
                 err.print(f"trial {len(trials)}/{self._n_trials}: eps {eps:g}: {costs}, L {best.divergence:.3g} ± {best.stderr:.1g}", markup=False)
 
     def _tell(self, study: "Study", trials: Sequence["Trial"]) -> None:
@@ -165,14 +168,15 @@ def incumbents(study: "Study") -> Table:
     """One row an eps: the cheapest feasible trial so far."""
     teacher = study.problem.costs.of(study.problem.space.teacher)
     objective = study.problem.objective
-    table = Table("eps", *teacher, "smaller", "L", box=None, header_style="bold", pad_edge=False)
     trials = study.trials
-    for eps in study.problem.eps:
-        best = study.incumbent(eps, trials)
+    found = {eps: study.incumbent(eps, trials) for eps in study.problem.eps}
+    metrics = worth_showing(teacher, [teacher, *(best.costs for best in found.values() if best)])
+    table = Table("eps", *metrics, "smaller", "L", box=None, header_style="bold", pad_edge=False)
+    for eps, best in found.items():
         if best is None:
-            table.add_row(f"{eps:g}", *("-" for _ in teacher), "-", "nothing feasible yet")
+            table.add_row(f"{eps:g}", *("-" for _ in metrics), "-", "nothing feasible yet")
         else:
-            costs = (amount(best.costs[name]) for name in teacher)
+            costs = (amount(best.costs[name]) for name in metrics)
             ratio = teacher[objective] / max(best.costs[objective], 1e-12)
             table.add_row(f"{eps:g}", *costs, f"{ratio:.2f}x", f"{best.divergence:.3g} ± {best.stderr:.1g}")
     return table

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from nas.amounts import amount
+from nas.amounts import amount, exact
 from nas.cli import options
 from nas.cli.console import err, out, print_json
 from nas.errors import InputError
@@ -37,7 +37,7 @@ def explain(
 
     findings = read_run(run)
     if eps is not None and eps not in findings.eps:
-        raise InputError(f"run '{run}' has no winner for eps {eps:g}; it has: {', '.join(f'{e:g}' for e in findings.eps)}")
+        raise InputError(f"run '{run}' has no winner for eps {exact(eps)}; it has: {', '.join(map(exact, findings.eps))}")
     found = [e for e in explain_run(findings, forecast(findings)) if eps is None or e.eps == eps]
     if json:
         print_json([explanation.to_json() for explanation in found])

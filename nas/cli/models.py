@@ -1,14 +1,14 @@
 """`nas spaces`, `nas calibrate`, `nas measure`: a space, its blocks, and single candidates."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import METRICS, amount
+from nas.amounts import METRICS, amount, worth_showing
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json, print_legend, print_names
 from nas.cli.listing import Listing
@@ -94,7 +94,8 @@ def print_size(table: dict[str, Any]) -> None:
 
 def space_table(table: dict[str, Any]) -> Table:
     """Stage x choice with every cost, and the teacher's total."""
-    metrics = [key for key in table["teacher"] if isinstance(table["teacher"][key], int | float)]
+    counted = [key for key in table["teacher"] if isinstance(table["teacher"][key], int | float)]
+    metrics = _shown_metrics(counted, table)
     shown = Table("stage", "block", *metrics, "share of teacher")
     for stage in table["stages"]:
         for choice in stage["choices"]:
@@ -104,6 +105,11 @@ def space_table(table: dict[str, Any]) -> Table:
     shown.add_row("fixed", "", *(amount(table["fixed"][m]) for m in metrics), "")
     shown.add_row("teacher", "", *(amount(table["teacher"][m]) for m in metrics), "100 %")
     return shown
+
+
+def _shown_metrics(metrics: Iterable[str], table: Mapping[str, Any]) -> list[str]:
+    """Those of the metrics that differ somewhere in a table of stages."""
+    return worth_showing(metrics, [table["teacher"], *(choice for stage in table["stages"] for choice in stage["choices"])])
 
 
 def calibrate(
@@ -148,14 +154,15 @@ def calibrate(
     if json:
         print_json(table)
         return
-    shown = Table("stage", "block", *task.costs.metrics, "calibration error")
+    metrics = _shown_metrics(task.costs.metrics, table)
+    shown = Table("stage", "block", *metrics, "calibration error")
     for stage in table["stages"]:
         for choice in stage["choices"]:
             error = choice["calibration_error"]
-            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in task.costs.metrics), "-" if error is None else f"{error:.4g}")
+            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), "-" if error is None else f"{error:.4g}")
         shown.add_section()
     out.print(shown)
-    print_legend("calibration error", block_names=task.legend)
+    print_legend("calibration error", block_names=task.legend, quiet=quiet)
 
 
 def measure(
@@ -184,7 +191,7 @@ def measure(
         return
     for row in rows:
         out.print(measured_table(row, task.costs.of(task.space.teacher)))
-    print_legend("L", "held-out L", block_names=task.legend, divergence=task.divergence)
+    print_legend("L", "held-out L", block_names=task.legend, divergence=task.divergence, quiet=quiet)
 
 
 def measured_table(row: dict[str, Any], teacher: dict[str, float]) -> Table:
@@ -194,8 +201,9 @@ def measured_table(row: dict[str, Any], teacher: dict[str, float]) -> Table:
     replaced = [f"{stage}={choice}" for stage, choice in row["candidate"].items() if choice != TEACHER]
     title = ", ".join(replaced) or "the teacher, nothing replaced"
     shown = Table("", "candidate", "teacher", "smaller", title=title, title_justify="left", box=SIMPLE_HEAD)
-    for metric, cost in teacher.items():
-        shown.add_row(METRICS.get(metric, metric), amount(row[metric]), amount(cost), f"{cost / row[metric]:.2f}x" if row[metric] else "-")
+    for metric in worth_showing(teacher, (teacher, row)):
+        ratio = f"{teacher[metric] / row[metric]:.2f}x" if row[metric] else "-"
+        shown.add_row(METRICS.get(metric, metric), amount(row[metric]), amount(teacher[metric]), ratio)
     if row["divergence"] is None:
         shown.add_row("L", "could not be measured", "0", "")
     else:

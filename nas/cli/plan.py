@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from nas.amounts import amount
+from nas.amounts import amount, worth_showing
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json
 from nas.errors import InputError
@@ -47,17 +47,19 @@ def plan(
     if json:
         print_json(planned)
     else:
-        _show(planned)
+        _show(planned, quiet)
     if not planned["satisfiable"]:
         raise InputError(planned["why"])
 
 
-def _show(planned: dict[str, Any]) -> None:
+def _show(planned: dict[str, Any], quiet: bool) -> None:
     shown = Table("cost", "least", "teacher", "most", "bound")
-    for metric, row in planned["costs"].items():
+    reach = [{metric: row[key] for metric, row in planned["costs"].items()} for key in ("least", "teacher", "most", "bound")]
+    for metric in worth_showing(planned["costs"], reach):
+        row = planned["costs"][metric]
         shown.add_row(metric, *("-" if row[key] is None else amount(row[key]) for key in ("least", "teacher", "most", "bound")))
     out.print(shown)
-    for note in planned["notes"]:
+    for note in () if quiet else planned["notes"]:
         err.print(note, markup=False)
     if planned["least_objective"] is not None:
         out.print(f"least {planned['objective']} within the bounds: {amount(planned['least_objective'])} of {planned['n_candidates']:,} candidates")

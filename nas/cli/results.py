@@ -1,13 +1,12 @@
 """How a result is shown to people: the winners, and for each the stages beside the teacher's."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import METRICS, amount
+from nas.amounts import METRICS, amount, worth_showing
 from nas.cli.console import out, print_legend
 
 _METRICS = {**METRICS, "macs_with_attention": "+ attention"}
@@ -20,8 +19,8 @@ _STOPPED = {
 }
 
 
-def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
-    """The winners' table, then each winner's stages, then what the search cost."""
+def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bool = False) -> None:
+    """The winners' table, then each winner's stages, then what the search cost; what the words mean unless `quiet`."""
     out.print(winners_table(summary))
     for winner in summary["winners"]:
         if winner["candidate"]:
@@ -33,22 +32,29 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any]) -> None:
         f"time, all sessions of this run together: calibrate {seconds['calibrate']:.0f} s, "
         f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
-    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""), divergence=table.get("divergence", ""))
+    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""), divergence=table.get("divergence", ""), quiet=quiet)
     for statement in summary.get("statements", ()):
         out.print(statement)
     for winner in summary["winners"]:
         for rejected in winner.get("rejected", ()):
             out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")
-        if winner["path"]:
-            there = f"saved in {winner['path']}" if Path(winner["path"]).is_dir() else f"{winner['path']} is missing; the same `nas search` saves it again"
+        if there := where_saved(winner):
             out.print(f"eps {winner['eps']:g}: {there}", soft_wrap=True, markup=False)
     for row in summary.get("cascades", ()):
         out.print(f"eps {row['eps']:g}, recalibrated by `nas cascade`: saved in {row['path']}", soft_wrap=True, markup=False)
 
 
+def where_saved(winner: Mapping[str, Any]) -> str:
+    """Where a winner lies or has been; empty where it was never saved."""
+    if winner.get("missing"):
+        return f"{winner['missing']} is missing; the same `nas search` saves it again"
+    return f"saved in {winner['path']}" if winner["path"] else ""
+
+
 def winners_table(summary: Mapping[str, Any]) -> Table:
     """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
-    metrics = list(summary["teacher"])
+    found = [winner for winner in (*summary["winners"], *summary.get("cascades", ())) if winner["candidate"]]
+    metrics = worth_showing(summary["teacher"], [summary["teacher"], *found])
     title = f"{summary['space']}: teacher and winners"
     relative = any(winner.get("relative_divergence") is not None for winner in summary["winners"])
     columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", *(("of output variance",) if relative else ()), "held-out L")

@@ -77,7 +77,7 @@ def search(
     if json:
         print_json(summary)
     else:
-        print_result(summary, result.table)
+        print_result(summary, result.table, quiet)
         if result.run is not None and not quiet:
             _point_on(result.run)
     if not any(winner["feasible"] for winner in summary["winners"]):

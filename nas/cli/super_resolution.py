@@ -37,12 +37,15 @@ def upscale(
     from nas.spaces.tocsr.sr.batch import How, model_key, tasks_of
     from nas.spaces.tocsr.sr.batch import upscale as run_upscale
 
-    tasks = tasks_of(given, wanted)
+    terminal = Terminal(quiet)
+    tasks = tasks_of(given, wanted, terminal)
     folder = _folder(model)
     pipeline = _load(folder, device)
     pipeline.set_progress_bar_config(disable=quiet or len(tasks) > 1 or not err.is_terminal, desc="tiles", leave=False)
+    if not wanted.exists() and tasks[0].result != wanted:
+        terminal.note(f"making the folder {wanted}")
     done = []
-    for result in run_upscale(pipeline, tasks, How(steps, tile, overlap, seed), model_key(folder), Terminal(quiet or len(tasks) == 1)):
+    for result in run_upscale(pipeline, tasks, How(steps, tile, overlap, seed), model_key(folder), terminal):
         done.append(str(result))
         if not json:
             out.print(str(result), markup=False, soft_wrap=True)
@@ -90,9 +93,9 @@ def evaluate(
     form = check_form("json" if json else form)
     rows = published(check_dataset(beside)) if beside else []
     check_metrics(metric or [])
-    pairs = list(evaluation.paired(lr, hr) if lr is not None else evaluation.degraded(hr, degradation, seed))
-    there, missing = available(metric or list(METRICS))
     terminal = Terminal(quiet)
+    pairs = list(evaluation.paired(lr, hr, terminal) if lr is not None else evaluation.degraded(hr, degradation, seed, terminal))
+    there, missing = available(metric or list(METRICS))
     for name, why in missing.items():
         terminal.note(f"{name} is missing: {why}")
     pipeline = _load(_folder(model), device)

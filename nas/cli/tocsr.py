@@ -113,10 +113,10 @@ def finetune(
     if json:
         print_json(result)
     else:
-        _show_finetuned(result)
+        _show_finetuned(result, quiet)
 
 
-def _show_finetuned(result: dict[str, Any]) -> None:
+def _show_finetuned(result: dict[str, Any], quiet: bool) -> None:
     shown = Table(
         "", "winner", "fine-tuned", "teacher", title=f"{result['winner']}: {amount(result['params'])} parameters", title_justify="left", box=SIMPLE_HEAD
     )
@@ -124,7 +124,7 @@ def _show_finetuned(result: dict[str, Any]) -> None:
         teacher = f"{result['teacher_heldout_loss']:.4g}" if key == "heldout_loss" else "0"
         shown.add_row(name, f"{result['before'][key]:.4g}", f"{result['after'][key]:.4g}", teacher)
     out.print(shown)
-    print_legend("L", "held-out L")
+    print_legend("L", "held-out L", quiet=quiet)
     if result["after"]["divergence"] > result["before"]["divergence"] and not result["distillation"]:
         out.print("L rose, as the denoising objective alone asks for the noise and not for the teacher; --distill 1 lowered both on the embedded teacher")
     out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)

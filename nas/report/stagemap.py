@@ -3,6 +3,7 @@
 A graph with long skips is laid out as a U (each step as deep as it is far from the nearer end), others as a row.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,11 @@ from markupsafe import Markup, escape
 from nas.problem import Problem
 from nas.space import Candidate
 
+LEAST = 0.58
+"""A drawing is not shown smaller than this share of its size; a page that is narrower scrolls it."""
 BOX_W, BOX_H, GAP_X, GAP_Y = 124, 72, 18, 18
+NARROW = 0.62
+"""Width of a column where each box stands in another row than those in the columns beside it: a wide U fits on a narrow page."""
 LINE, STAGE = 20, ' class="stage"'
 EVERYWHERE = 0.6
 """A fixed step that feeds this share of the others (a time embedding) is named in the caption instead of drawn."""
@@ -47,7 +52,9 @@ def layout(graph: "nx.DiGraph[str]", stages: frozenset[str]) -> Layout:
     has_skips = any(column[b] - column[a] > 1 for a, b in drawn.edges)
     depth = {c: min(c, len(generations) - 1 - c) if has_skips else 0 for c in range(len(generations))}
     at = {name: (float(c), depth[c] + 0.9 * i) for c, names in enumerate(generations) for i, name in enumerate(names)}
-    return Layout(at, tuple(drawn.edges), everywhere)
+    apart = all(abs(at[a][1] - at[b][1]) >= 1 for left, right in itertools.pairwise(generations) for a in left for b in right)
+    step = NARROW if has_skips and apart else 1.0
+    return Layout({name: (x * step, y) for name, (x, y) in at.items()}, tuple(drawn.edges), everywhere)
 
 
 def draw(problem: Problem, candidate: Candidate, flow: Mapping[str, Any] | None, label: str) -> Markup:
@@ -60,7 +67,7 @@ def draw(problem: Problem, candidate: Candidate, flow: Mapping[str, Any] | None,
     edges = "".join(_edge(placed.at[a], placed.at[b]) for a, b in placed.edges)
     boxes = "".join(_box(problem, candidate, names, step, place) for step, place in placed.at.items())
     words = f"{label}: " + ", ".join(f"{stage} {choice}" for stage, choice in names.items())
-    size = f'viewBox="0 0 {width:.0f} {height:.0f}" style="min-width:{width * 0.62:.0f}px"'
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" style="min-width:{width * LEAST:.0f}px"'
     return Markup(f'<svg class="map" {size} role="img" aria-label="{escape(words)}">{edges}{boxes}</svg>')  # all texts are escaped
 
 
@@ -84,6 +91,8 @@ def _edge(a: tuple[float, float], b: tuple[float, float]) -> str:
     start, end = x0 + BOX_W / 2, x1 - BOX_W / 2
     if far and abs(y0 - y1) < BOX_H * 2:
         return f'<path class="flow skip" d="M{start:.0f} {y0:.0f}L{end:.0f} {y1:.0f}"/>'
+    if end <= start:
+        return f'<path class="flow" d="M{x0:.0f} {y0:.0f}L{x1:.0f} {y1:.0f}"/>'
     bend = (end - start) / 2
     return f'<path class="flow{" skip" if far else ""}" d="M{start:.0f} {y0:.0f}C{start + bend:.0f} {y0:.0f} {end - bend:.0f} {y1:.0f} {end:.0f} {y1:.0f}"/>'
 

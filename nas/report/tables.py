@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from nas.amounts import METRICS, amount
+from nas.amounts import METRICS, amount, worth_showing
 from nas.findings import Findings, Found
 from nas.problem import Problem
 from nas.report.figures import candidate_words, winning
@@ -33,6 +34,11 @@ class Headline:
     verdict: str
     path: str | None
 
+    @property
+    def missing(self) -> bool:
+        """Whether the folder it was saved in went away."""
+        return self.path is not None and not Path(self.path).is_dir()
+
 
 def headline(findings: Findings, winner: Found) -> Headline:
     """The winner of one eps."""
@@ -42,7 +48,8 @@ def headline(findings: Findings, winner: Found) -> Headline:
         return Headline(winner.eps, f"nothing could be measured: {reason}" if reason else "nothing measured yet", False, (), "", "", None)
     objective = findings.objective
     rows = []
-    for metric, cost in trial.costs.items():
+    for metric in worth_showing(trial.costs, (trial.costs, findings.teacher)):
+        cost = trial.costs[metric]
         teacher = findings.teacher.get(metric)
         ratio = f"{teacher / cost:.2f}x fewer" if teacher and cost > 0 else "-"
         rows.append((METRICS.get(metric, metric), amount(teacher) if teacher is not None else "?", amount(cost), ratio))
@@ -57,9 +64,12 @@ def headline(findings: Findings, winner: Found) -> Headline:
 def cascade_headline(findings: Findings, row: Mapping[str, Any]) -> Headline:
     """What `nas cascade` made of a winner."""
     costs = [
-        (METRICS.get(metric, metric), amount(teacher), amount(row[metric]), f"{teacher / row[metric]:.2f}x fewer" if row[metric] > 0 else "-")
-        for metric, teacher in findings.teacher.items()
-    ]
+        (
+            METRICS.get(metric, metric), amount(findings.teacher[metric]), amount(row[metric]),
+            f"{findings.teacher[metric] / row[metric]:.2f}x fewer" if row[metric] > 0 else "-",
+        )
+        for metric in worth_showing(findings.teacher, (findings.teacher, row))
+    ]  # fmt: skip
     whole, cost, name = findings.teacher[findings.objective], row[findings.objective], METRICS.get(findings.objective, findings.objective)
     title = f"{whole / cost:.2f}x fewer {name}, recalibrated" if whole and cost else "recalibrated"
     before = "" if row["divergence_before"] is None else f"{row['divergence_before']:.3g} before nas cascade fitted its blocks again; "

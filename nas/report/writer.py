@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nas.arguments import folder
 from nas.errors import InputError
 from nas.files import write_whole
 from nas.findings import read_run
@@ -21,7 +22,7 @@ STRIDE_S: Final = 5.0
 """Least seconds between two reports of a search under way."""
 
 
-def write_report(run: Path, to: Path | None = None, *, predict: bool = True) -> Path:
+def write_report(run: Path | str, to: Path | str | None = None, *, predict: bool = True) -> Path:
     """Writes the report of a run, by default into it, and gives its path; `predict` adds what a model makes of the trials (takes seconds).
 
     Raises:
@@ -29,7 +30,7 @@ def write_report(run: Path, to: Path | None = None, *, predict: bool = True) -> 
     """
     findings = read_run(run)
     page = render(findings, forecast(findings) if predict else None)
-    target = to or RunDirectory(run).report
+    target = RunDirectory(findings.path).report if to is None else folder("to", to)
     try:
         write_whole(target, page.encode())
     except OSError as error:

@@ -4,6 +4,7 @@ import struct
 import threading
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from nas.errors import InputError
 from nas.progress import Progress
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+OTHER_SUFFIXES = (".gif", ".apng", ".avif", ".heic", ".heif", ".jp2")
+"""Of pictures that are not read: most of the first two kinds move, the others need more than Pillow alone."""
 
 MIN_MEASURED = 128  # samples in each of `measure` and `verify`
 
@@ -71,13 +75,17 @@ def split_by_picture(clean: Latents, alphas_cumprod: Tensor, fraction: float = 0
     return Splits(*sets)
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """All picture files under a folder, sorted by name."""
+def picture_files(folder: Path, progress: Progress | None = None) -> list[Path]:
+    """All picture files under a folder, sorted by name; how many pictures of other kinds are passed over is noted."""
     if not folder.is_dir():
         raise InputError(f"'{folder}' is not a folder of pictures")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    found = sorted(folder.rglob("*"))
+    files = [path for path in found if path.suffix.lower() in PICTURE_SUFFIXES]
     if not files:
         raise InputError(f"no pictures in '{folder}'; it must hold {', '.join(PICTURE_SUFFIXES)} files")
+    for kind, count in sorted(Counter(path.suffix.lower() for path in found if path.suffix.lower() in OTHER_SUFFIXES).items()):
+        if progress is not None:
+            progress.note(f"{folder}: {count} {kind} file{'s are' if count > 1 else ' is'} passed over; convert to {PICTURE_SUFFIXES[0]} what is to be used")
     return files
 
 
@@ -115,7 +123,11 @@ def upright(file: Path) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         opened = Image.open(file)
     with opened as image:
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I"):  # 16 bits: Pillow would clip them to 8 instead of scaling
-            turned = Image.fromarray((np.asarray(turned, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
-        return turned.convert("RGB")
+        return eight_bits(ImageOps.exif_transpose(image))
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture as 8-bit RGB; 16-bit gray at its brightness, which Pillow would clip instead of scaling."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGB")

@@ -49,7 +49,7 @@ class PictureFolder:
         report = progress or Quiet()
         files: list[Path] = []
         for folder in folders:
-            found = picture_files(_full_size(folder, report))[:first]
+            found = picture_files(_full_size(folder, report), report)[:first]
             report.note(f"{folder}: {len(found):,} pictures")
             files += found
         return cls(tuple(files), size, report)

@@ -131,7 +131,7 @@ def _autoencoder(folder: Path, channels: int) -> AutoencoderKL:
 
 def _encode(folder: Path, pictures: Path, unet: CompactUNet, device: torch.device, progress: Progress) -> Latents:
     """Latents of a folder of pictures through the teacher's own autoencoder, with its null prompt."""
-    files = picture_files(pictures)
+    files = picture_files(pictures, progress)
     vae = _autoencoder(folder, int(unet.config.in_channels)).to(device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     images, kept = load_pictures(files, int(unet.config.sample_size) * factor, progress)

@@ -270,6 +270,39 @@ def test_a_run_without_a_record_is_told_from_no_run_and_from_one_that_lost_it(tm
     assert "is not a run directory" in nas("show", str(run.path)).stderr
 
 
+def test_what_is_cited_and_configured_is_known_of_a_run_without_a_record_or_without_its_configuration(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    config = {"space": {"name": "demo"}, "search": {"eps": [0.1], "optimizer": "evolution"}}
+    run.create(config)
+    for _ in range(2):
+        assert "regevo" in nas("cite", str(run.path)).stdout
+        assert json.loads(nas("config", "show", str(run.path), "--json").stdout) == config
+        with run.record() as record:
+            record.set_fact("config", config)
+        (run.path / "run.toml").unlink(missing_ok=True)
+    assert "the record's copy is shown" in nas("config", "show", str(run.path)).stderr
+    (run.path / "study.db").write_bytes(b"nothing")
+    for arguments in (("cite",), ("config", "show")):
+        lost = nas(*arguments, str(run.path))
+        assert (lost.returncode, lost.stdout, lost.stderr.count("\n")) == (2, "", 1)
+        assert "has no copy of it" in lost.stderr
+
+
+@pytest.mark.parametrize("verb", ["show", "explain", "report", "doctor", "cite", "best"])
+def test_a_misspelt_run_gets_a_hint(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("small-1a2b", "large-3c4d"):
+        RunDirectory(Path("runs") / name).create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    for given, said in (
+        ("runs/smal-1a2b", "; did you mean 'runs/small-1a2b'?"),
+        ("large-3c4d", "; did you mean 'runs/large-3c4d'?"),
+        ("runs", "; it holds 2 runs, the latest is 'runs/large-3c4d'"),
+        ("runs/zebra", "; give a folder that `nas search` made, such as runs/NAME"),
+    ):
+        done = nas(verb, given)
+        assert (done.returncode, done.stderr) == (2, f"error: '{given}' is not a run directory (no run.toml, no study.db){said}\n")
+
+
 def test_a_closed_pipe_is_no_error(table: Path) -> None:
     run = search_table(table, "--eps", "0.003")["run"]
     command = f"{sys.executable} -c 'from nas.cli.app import main; main()' show {run} --json | head -1"

@@ -55,6 +55,23 @@ def shown(*arguments: str) -> str:
     return done.stdout
 
 
+def test_macs_with_attention_are_left_out_for_people_where_nothing_has_any(network: Path, home: Path) -> None:
+    shutil.copytree(network.parent / "home", home)
+    shown_to_people = [
+        shown("show", str(network)),
+        shown("best", str(network)),
+        shown("spaces", "show", TOY),
+        shown("calibrate", "--space", TOY, "--quiet"),
+        shown("plan", "--space", TOY),
+        shown("measure", "--space", TOY, "--candidate", "a=half", "--quiet"),
+        Path(shown("report", str(network)).strip().removeprefix("report in ")).read_text(),
+        (network / "winner-eps0.5" / "README.md").read_text(),
+    ]
+    for text in shown_to_people:
+        assert "attention" not in text.partition("multiply-adds of convolutions")[0]
+    assert json.loads(shown("show", str(network), "--json"))["teacher"]["macs_with_attention"] > 0
+
+
 def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Path) -> None:
     text = shown("explain", str(searched))
     assert text.count("replaced: ") == 2
@@ -89,6 +106,61 @@ def test_optimizers_are_compared_as_a_table_json_and_plot(tmp_path: Path) -> Non
     nobody = nas("compare", "--eps", "0.1", "--optimizers", " , ")
     assert nobody.returncode == 2
     assert "names none" in nobody.stderr
+
+
+def test_optimizers_are_not_compared_on_a_network_and_nothing_is_calibrated_to_find_out(home: Path) -> None:
+    refused = nas("compare", "--space", TOY, "--eps", "0.1", "--optimizers", "random")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: the optimum of 'toy' is not known; compare on a benchmark space")
+    assert "nas tabulate" in refused.stderr
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("search", "--eps", "0.5", "--trials", "2"), ("calibrate",), ("measure", "--candidate", "a=half"), ("plan",)],
+    ids=lambda arguments: arguments[0],
+)
+def test_quiet_says_nothing_but_the_result(arguments: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del home
+    monkeypatch.chdir(tmp_path)
+    done = nas(*arguments, "--space", TOY, "-q")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_a_winner_whose_folder_went_away_is_said_to_be_missing(network: Path, tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    shutil.copytree(network, run)
+    there = json.loads(shown("best", str(run), "--json"))
+    assert "missing" not in there
+    shutil.rmtree(there["path"])
+    winners = json.loads(shown("show", str(run), "--json"))["winners"]
+    assert [(w["path"], w["missing"]) for w in winners if w["eps"] == there["eps"]] == [(None, there["path"])]
+    best = json.loads(shown("best", str(run), "--json"))
+    assert (best["path"], best["missing"]) == (None, there["path"])
+    assert f"{there['path']} is missing; the same `nas search` saves it again" in shown("best", str(run))
+    page = Path(shown("report", str(run)).strip().removeprefix("report in ")).read_text()
+    assert f"<code>{there['path']}</code> is missing" in page
+
+
+@pytest.mark.parametrize(
+    ("space", "to", "said"),
+    [
+        (TOY, "x.txt", "'x.txt' must end in .npz"),
+        (TOY, "none/x.npz", "there is no folder 'none'"),
+        (TOY, ".", "must end in .npz"),
+        ("tocsr_unet", "x.npz", "at most 1,000,000 can be tabulated"),
+    ],
+)
+def test_what_cannot_be_tabulated_is_said_before_anything_is_calibrated(
+    space: str, to: str, said: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = nas("tabulate", "--space", space, "--to", to)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert said in refused.stderr
+    assert not (home / "blocks").exists()
 
 
 def test_a_table_is_written_and_searched(tmp_path: Path) -> None:

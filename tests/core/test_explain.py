@@ -10,7 +10,7 @@ import pytest
 
 import nas
 from nas.errors import InputError
-from nas.explain import Explanation, _part, explain
+from nas.explain import Explanation, explain
 from nas.findings import Findings, read_run
 from nas.names import resolve_space
 from nas.problem import CostTable, Problem
@@ -18,7 +18,6 @@ from nas.progress import Quiet
 from nas.report.forecast import Estimate, Forecast, forecast, references
 from nas.report.interactions import Interaction, heat_map, interactions
 from nas.space import Candidate, Choice, SearchSpace, Stage
-from nas.trial import Trial
 
 
 @pytest.fixture(scope="module")
@@ -138,19 +137,6 @@ def test_a_block_that_no_other_trial_has_adds_an_unknown_amount(run: Path) -> No
     assert block.unknown
     assert block.part_of_divergence is None
     assert block.half_error_saves is None
-
-
-def test_the_part_of_l_is_measured_where_the_neighbour_was_and_unknown_where_the_interval_says_nothing() -> None:
-    winner = Trial(1, (1, 1), {"params": 1.0}, 0.01, stderr=0.003)
-    measured = _part(winner, Estimate(0.006, 0.002, 0.010, "measured"), None)
-    assert measured is not None
-    assert (measured.value, measured.high) == pytest.approx((0.004, 0.009))
-    predicted = _part(winner, Estimate(0.009, 0.006, 0.02, "predicted"), 0.01)
-    assert predicted is not None
-    assert (predicted.low, predicted.value, predicted.high) == pytest.approx((0, 0.001, 0.004))
-    assert _part(winner, Estimate(0.003, 0.0001, 0.1, "predicted"), 0.01) is None
-    assert _part(winner, Estimate(0.03, 0.02, 0.1, "predicted"), 0.01) is None
-    assert _part(winner, Estimate(0.009, 0.006, 0.02, "predicted"), None) is None
 
 
 def test_pairs_and_prices_cover_the_replaced_stages(explained: tuple[Explanation, Forecast]) -> None:

@@ -34,6 +34,29 @@ def nothing(problem, seed=0):
 """
 
 
+WRONG = {
+    "3": "must propose a list of candidates, empty when it is done, got 3",
+    "{'s0': 1}": r"must propose a list of candidates, empty when it is done, got {'s0': 1}",
+    "'abc'": "proposed 'a'; a candidate is a tuple of whole numbers, one a stage",
+    "[(0.5,) * 7]": "proposed (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5); a candidate is a tuple of whole numbers",
+    "[(9,) * 7]": "proposed (9, 9, 9, 9, 9, 9, 9): stage 's0' has choices 0..3, got 9",
+    "[(1, 1)]": "proposed (1, 1): a candidate of 'synthetic-3' has 7 stages, got 2",
+    "[(1,) * 7]": "proposed (1, 1, 1, 1, 1, 1, 1) again",
+}
+
+
+@pytest.mark.parametrize("verb", ["compare", "search"])
+@pytest.mark.parametrize("proposed", WRONG)
+def test_whatever_an_optimizer_proposes_wrongly_is_one_line_that_names_it(proposed: str, verb: str, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    body = f"    def propose(self, trials, pending=(), n=1):\n        return {proposed}\n"
+    file.write_text(f"class Wrong:\n    def __init__(self, problem, seed=0):\n        pass\n\n{body}")
+    options = ("--optimizers", "--seeds", "1") if verb == "compare" else ("--optimizer", "--workdir", str(tmp_path))
+    done = nas(verb, "--space", "synthetic:3", "--eps", "0.005", "--trials", "3", "-q", options[0], f"{file}:Wrong", *options[1:])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"error: optimizer Wrong {WRONG[proposed]}" in done.stderr
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "anneal.py"

@@ -1,3 +1,4 @@
+import itertools
 import multiprocessing
 import sqlite3
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nas.errors import DamagedFile, InputError, RunInUse, RunMismatch
-from nas.record import Record, RunDirectory
+from nas.record import Record, RunDirectory, search_command
 from nas.trial import Trial
 
 TRIAL = Trial(0, (1, 0), {"params": 3.0}, 0.25, 0.01, 128, 0.5, attrs={"cached": True})
@@ -22,6 +23,25 @@ def test_what_was_added_is_read_back_equal(tmp_path: Path) -> None:
         assert record.trials() == [TRIAL, failed]
         assert record.fact("note") == {"a": [1, None]}
         assert record.fact("nothing", 7) == 7
+
+
+def test_the_command_and_the_folders_of_a_run_keep_every_digit_of_its_eps(tmp_path: Path) -> None:
+    eps = [0.005, 0.0050000001, 0.1 + 0.2, 2.0]
+    words = search_command(tmp_path / "run", {"space": {"name": "demo"}, "search": {"eps": eps, "delta": 1 / 3}}).split()
+    assert [float(value) for option, value in itertools.pairwise(words) if option == "--eps"] == eps
+    assert float(words[words.index("--delta") + 1]) == 1 / 3
+    run = RunDirectory(tmp_path / "run")
+    assert len({run.winner(value, several=True) for value in eps}) == len(eps)
+    assert run.winner(0.005, several=True).name == "winner-eps0.005"
+
+
+def test_runs_moved_aside_within_one_second_stay_apart(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    for _ in range(3):
+        run.create(CONFIG)
+        run.reset()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert all((folder / "run.toml").is_file() for folder in tmp_path.iterdir())
 
 
 def test_the_record_refuses_the_same_candidate_twice() -> None:
@@ -67,7 +87,7 @@ def test_reset_moves_the_old_run_aside(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not a run directory \(no run.toml\)"):
+    with pytest.raises(InputError, match=r"is not a run directory \(no run.toml, no study.db\)"):
         RunDirectory.open(tmp_path)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nas.errors import ContractError, InputError
+from nas.errors import ContractError
 from nas.problem import CostTable, Problem
 from nas.record import Record
 from nas.space import Candidate, SearchSpace
@@ -125,7 +125,7 @@ def test_an_optimizer_that_repeats_itself_or_leaves_the_space_is_an_error() -> N
 
     with pytest.raises(ContractError, match=r"Stubborn proposed \(0, 1\) again"):
         Study(Problem(SPACE, COSTS, (0.02,)), Stubborn(), Quadratic()).run(3)
-    with pytest.raises(InputError, match=r"stage 's1' has choices 0\.\.2, got 3"):
+    with pytest.raises(ContractError, match=r"Outside proposed \(0, 3\): stage 's1' has choices 0\.\.2, got 3"):
         Study(Problem(SPACE, COSTS, (0.02,)), Outside(), Quadratic()).run(3)
 
 

@@ -74,6 +74,12 @@ def test_an_existing_table_is_not_overwritten(tmp_path: Path) -> None:
         tabulate(toy_task(Counting()), tmp_path / "toy.npz", Quiet())
 
 
+def test_a_table_under_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"toy\.txt' must end in \.npz"):
+        tabulate(toy_task(Counting()), tmp_path / "toy.txt", Quiet())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_folder_is_found_out_before_measuring(tmp_path: Path) -> None:
     evaluator = Counting()
     with pytest.raises(InputError, match="cannot write table"):
@@ -88,7 +94,7 @@ def test_a_damaged_partial_table_is_an_error_that_names_it(tmp_path: Path) -> No
 
 
 def test_large_spaces_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at most 1000000"):
+    with pytest.raises(InputError, match="at most 1,000,000"):
         tabulate(make_synthetic(0, stages=10).prepare(Quiet()), tmp_path / "big.npz", Quiet())
 
 

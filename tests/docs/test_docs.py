@@ -44,6 +44,14 @@ def test_the_snippets_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
                 assert done.returncode == 0, f"{line}: {done.stderr}"
 
 
+def test_whatever_the_reference_shows_on_the_site_is_linked_to_its_source_for_readers_of_a_clone() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    linked = [(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)]+\.py)\)", text)]
+    for shown in re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE):
+        module = shown if (ROOT / f"{shown.replace('.', '/')}.py").is_file() else shown.rpartition(".")[0]
+        assert (ROOT / f"{module.replace('.', '/')}.py").resolve() in linked, shown
+
+
 def test_every_verb_of_the_command_line_is_in_the_documentation() -> None:
     from typer.main import get_command
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nas.errors import ContractError, NasError
@@ -83,6 +84,52 @@ class Broken:
 def test_a_broken_optimizer_is_found_out(proposals: list[Any], complaint: str) -> None:
     with pytest.raises(NasError, match=complaint):
         check_optimizer(lambda problem, seed=0: Broken(*proposals))
+
+
+class NoPropose:
+    def __init__(self, problem: Problem, seed: int = 0) -> None:
+        pass
+
+
+class TakesTrialsOnly(NoPropose):
+    def propose(self, trials: Sequence[Trial]) -> list[Candidate]:
+        return [(0,) * len(trials)]
+
+
+class Raises(NoPropose):
+    def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
+        return [trials[0].candidate]
+
+
+class Gives(NoPropose):
+    given: Any = None
+
+    def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> Any:
+        return self.given
+
+
+def gives(value: Any) -> type[Gives]:
+    return type("Gives", (Gives,), {"given": value})
+
+
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [
+        (lambda problem: NoPropose(problem), r"must take \(problem, seed=0\): got an unexpected keyword argument 'seed'"),
+        (NoPropose(None), r"must take \(problem, seed=0\).*is not a callable object"),  # type: ignore[arg-type]  # no problem is looked at
+        (NoPropose, "NoPropose gives a NoPropose, which has no method 'propose"),
+        (TakesTrialsOnly, r"'propose' must take \(trials, pending=\(\), n=1\)"),
+        (Raises, r"Raises breaks the rule 'stays_inside_the_space': optimizer Raises: IndexError: .*test_contract.py:\d+\)"),
+        (gives(None), r"must return a list of candidates, empty when it is done, got None \(NoneType\)"),
+        (gives(np.zeros((1, 5), int)), r"must return a list of candidates.*\(ndarray\)"),
+        (gives([3]), r"a candidate must be a tuple of ints, got 3 \(int\)"),
+        (gives([(0, 0, 0, 0, 9)]), r"proposed \(0, 0, 0, 0, 9\): stage 's4' has choices 0..2, got 9; once mended, .*contract.stays_inside_the_space\(Gives\)$"),
+    ],
+)
+def test_whatever_an_optimizer_does_wrong_is_one_line_of_ours(factory: Any, complaint: str) -> None:
+    with pytest.raises(NasError, match=complaint) as caught:
+        check_optimizer(factory)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_optimizer_that_remembers_is_found_out() -> None:

@@ -9,7 +9,7 @@ from nas.errors import InputError, NasError
 from nas.files import MANIFEST, sha256_of
 from nas.progress import Progress
 from nas.spaces.tocsr.data import picture_files
-from nas.spaces.tocsr.sr.images import note_of, read_picture, write_picture
+from nas.spaces.tocsr.sr.images import is_deep, note_of, read_picture, write_picture
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 
 
@@ -31,14 +31,19 @@ class How:
     seed: int = 0
 
 
-def tasks_of(given: Path, wanted: Path) -> list[Task]:
+def tasks_of(given: Path, wanted: Path, progress: Progress | None = None) -> list[Task]:
     """What is to be done for `IN OUT`: a file to a file or into a folder; a folder's pictures to a folder, stem and subfolder kept, as PNG.
 
+    The folder of the results is made if its own parent is there.
+
     Raises:
-        InputError: nothing is there, no picture is in it, two pictures would make the same file, or a result would replace or stand among the originals.
+        InputError: nothing is there, no picture is in it, two pictures would make the same file, a result would replace or stand among the originals,
+            or there is no folder to put the result in.
     """
     if not given.exists():
         raise InputError(f"no picture or folder '{given}'")
+    if not wanted.absolute().parent.is_dir():
+        raise InputError(f"cannot write '{wanted}': there is no folder '{wanted.parent}'; make it, or correct its name")
     if given.is_file():
         target = wanted / f"{given.stem}.png" if wanted.is_dir() or not wanted.suffix else wanted
         if target.resolve() == given.resolve():
@@ -49,7 +54,7 @@ def tasks_of(given: Path, wanted: Path) -> list[Task]:
     inside = wanted.resolve()
     if inside == given.resolve():
         raise InputError(f"results would stand among the originals in '{given}'; give another folder")
-    found = [path for path in picture_files(given) if not path.resolve().is_relative_to(inside)]
+    found = [path for path in picture_files(given, progress) if not path.resolve().is_relative_to(inside)]
     tasks = [Task(path, wanted / path.relative_to(given).with_suffix(".png")) for path in found]
     if not tasks:
         raise InputError(f"no pictures in '{given}' besides the results in '{wanted}'")
@@ -64,15 +69,16 @@ def upscale(pipeline: TOCSRPipeline, tasks: list[Task], how: How, model: str, pr
         InputError: a picture cannot be read (of several the others are done first), or a result cannot be written.
     """
     wrong: list[str] = []
-    for task in progress.track(tasks, "pictures"):
+    for task in progress.track(tasks, "pictures") if len(tasks) > 1 else tasks:
         try:
             note = _note(task.source, how, model)
             if len(tasks) == 1 or note_of(task.result) != note:
-                _enlarge(pipeline, task, how, note)
+                _enlarge(pipeline, task, how, note, progress)
             yield task.result
         except Unreadable as error:
             wrong.append(str(error))
-            progress.note(str(error))
+            if len(tasks) > 1:
+                progress.note(str(error))
     if wrong:
         raise InputError(wrong[0] if len(tasks) == 1 else f"{len(wrong)} of {len(tasks)} pictures could not be enlarged: {wrong[0]}")
 
@@ -81,11 +87,13 @@ class Unreadable(NasError):
     """A picture that cannot be read; the others of a batch can."""
 
 
-def _enlarge(pipeline: TOCSRPipeline, task: Task, how: How, note: str) -> None:
+def _enlarge(pipeline: TOCSRPipeline, task: Task, how: How, note: str, progress: Progress) -> None:
     try:
         picture = read_picture(task.source)
     except InputError as error:
         raise Unreadable(str(error)) from error
+    if is_deep(task.source):
+        progress.note(f"{task.source} has more than 8 bits a channel; its result has 8")
     (images,) = pipeline(picture, how.steps, tile=how.tile, overlap=how.overlap, seed=how.seed, return_dict=False)
     try:
         task.result.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,8 @@ from torch import Tensor
 from nas.errors import InputError, did_you_mean
 from nas.spaces.tocsr.sr.images import FACTOR
 from nas.spaces.tocsr.sr.kernels import SHAPES, Kernel, sinc, squared_distance
-from nas.spaces.tocsr.sr.pairs import Degradation, Picture, bicubic
+from nas.spaces.tocsr.sr.pairs import Degradation, bicubic
+from nas.spaces.tocsr.sr.photographs import Picture
 
 Range = tuple[float, float]
 

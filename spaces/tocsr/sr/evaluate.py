@@ -17,11 +17,12 @@ from torch import nn
 
 from nas.errors import InputError
 from nas.evaluators.costs import count_macs, count_params
-from nas.spaces.tocsr.data import picture_files
+from nas.progress import Progress
+from nas.spaces.tocsr.data import eight_bits, picture_files
 from nas.spaces.tocsr.sr.degradation import degradation
 from nas.spaces.tocsr.sr.images import FACTOR, MOST_LARGE_PIXELS, read_picture, split, to_picture
 from nas.spaces.tocsr.sr.metrics import BORDER, METRICS
-from nas.spaces.tocsr.sr.pairs import Picture
+from nas.spaces.tocsr.sr.photographs import Picture
 from nas.spaces.tocsr.sr.pipeline import OVERLAP, TILE, TOCSRPipeline
 
 BICUBIC = "bicubic"
@@ -65,24 +66,24 @@ class Part:
     macs_with_attention: int
 
 
-def paired(low: Path, high: Path) -> Iterator[Pair]:
+def paired(low: Path, high: Path, progress: Progress | None = None) -> Iterator[Pair]:
     """Pictures of two folders that go by the same stem; a large one may have up to 3 pixels more than four times the small one's.
 
     Raises:
         InputError: a picture without its partner, or of the wrong size.
     """
-    small = {path.stem: path for path in picture_files(low)}
-    large = {path.stem: path for path in picture_files(high)}
+    small = {path.stem: path for path in picture_files(low, progress)}
+    large = {path.stem: path for path in picture_files(high, progress)}
     if odd := sorted(small.keys() ^ large.keys()):
         raise InputError(f"'{low}' and '{high}' must hold pictures of the same names, '{odd[0]}' is in one only ({len(odd)} such)")
     for name in sorted(small):
         yield _pair(name, _colours(small[name]), _colours(large[name]))
 
 
-def degraded(high: Path, how: str, seed: int) -> Iterator[Pair]:
+def degraded(high: Path, how: str, seed: int, progress: Progress | None = None) -> Iterator[Pair]:
     """The pictures of a folder, cropped to multiples of 4 pixels, degraded; each by a generator of its own (seed and its place in the folder)."""
     degrade = degradation(how)
-    for number, path in enumerate(picture_files(high)):
+    for number, path in enumerate(picture_files(high, progress)):
         picture = _colours(path)
         height, width = (side // FACTOR * FACTOR for side in picture.shape[:2])
         if min(height, width) <= 4 * BORDER:
@@ -197,7 +198,7 @@ def _pair(name: str, low: Picture, high: Picture) -> Pair:
 
 
 def _colours(path: Path) -> Picture:
-    return np.asarray(read_picture(path, MOST_LARGE_PIXELS).convert("RGB"))
+    return np.asarray(eight_bits(read_picture(path, MOST_LARGE_PIXELS)))
 
 
 def _inner(picture: Picture) -> Picture:

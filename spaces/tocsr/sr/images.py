@@ -54,6 +54,12 @@ def read_picture(path: Path, most: int = MOST_PIXELS) -> Image.Image:
         raise InputError(f"{path} must be a picture: {reason}") from error
 
 
+def is_deep(path: Path) -> bool:
+    """Whether a picture that can be read has more than 8 bits a channel in its file."""
+    with Image.open(path) as image:
+        return image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile)
+
+
 def _why(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.errors import InputError, did_you_mean
-from nas.spaces.tocsr.sr.pairs import Picture
+from nas.spaces.tocsr.sr.photographs import Picture
 
 BORDER = 4
 

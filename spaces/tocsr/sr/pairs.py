@@ -16,14 +16,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nas.data import hash_tensors
-from nas.errors import DamagedFile, InputError, did_you_mean
+from nas.errors import DamagedFile, InputError
 from nas.files import write_whole
 from nas.progress import Progress
-from nas.spaces.tocsr.data import picture_files
-from nas.spaces.tocsr.sr.images import FACTOR, MOST_LARGE_PIXELS, read_picture
-
-Picture = NDArray[np.uint8]
-"""`(H, W, 3)`."""
+from nas.spaces.tocsr.sr.images import FACTOR
+from nas.spaces.tocsr.sr.photographs import Picture
 
 Degradation = Callable[[Picture, np.random.Generator], Picture]
 """HR picture whose sides are multiples of 4 -> LR picture `(H / 4, W / 4, 3)`."""
@@ -82,33 +79,6 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Images in about [-1, 1] of latents."""
     image: Tensor = vae.decode(latents / float(vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)).sample
     return image
-
-
-def read_photographs(folder: Path, longest: int, progress: Progress) -> dict[str, Picture]:
-    """Name -> photograph of every picture in a folder, halved until no side exceeds `longest` (which takes most cameras' softness out)."""
-    photographs = {}
-    for path in progress.track(picture_files(folder), "photographs"):
-        picture = read_picture(path, MOST_LARGE_PIXELS).convert("RGB")
-        factor = 1
-        while max(picture.size) > longest * factor:
-            factor *= 2
-        photographs[path.name] = np.asarray(picture.reduce(factor))
-    return photographs
-
-
-def hold_out(photographs: Mapping[str, Picture], names: Sequence[str]) -> tuple[dict[str, Picture], dict[str, Picture]]:
-    """The photographs to train on and those held out by name.
-
-    Raises:
-        InputError: a name is not among them, or none is left.
-    """
-    for name in names:
-        if name not in photographs:
-            raise InputError(f"no photograph '{name}' to hold out{did_you_mean(name, photographs)}")
-    rest = {name: picture for name, picture in photographs.items() if name not in names}
-    if not rest:
-        raise InputError(f"all {len(photographs)} photographs are held out; leave some to train on")
-    return rest, {name: photographs[name] for name in names}
 
 
 def make_pairs(photographs: Mapping[str, Picture], vae: AutoencoderKL, degradation: Degradation, *, n: int, size: int, seed: int, progress: Progress) -> Pairs:

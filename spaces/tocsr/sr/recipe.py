@@ -13,7 +13,7 @@ from nas.files import check_form, read_toml
 from nas.progress import Progress
 from nas.spaces.tocsr.expand import FLUX, ExpansionOptions
 from nas.spaces.tocsr.expansion import Variant
-from nas.spaces.tocsr.sr.pairs import Picture, hold_out, read_photographs
+from nas.spaces.tocsr.sr.photographs import Picture, hold_out, photographs_in
 from nas.spaces.tocsr.sr.steps import Adaptation, Data, Distillation
 from nas.spaces.tocsr.sr.train import Terms
 from nas.spaces.tocsr.teacher import EMBEDDED
@@ -42,9 +42,9 @@ class Photographs:
     size: int = 96
     degradation: str = "bicubic"
 
-    def load(self, progress: Progress) -> tuple[dict[str, Picture], dict[str, Picture]]:
-        """Training and held-out photographs."""
-        return hold_out(read_photographs(Path(self.folder).expanduser(), self.longest, progress), self.held_out)
+    def load(self, progress: Progress) -> tuple[Mapping[str, Picture], Mapping[str, Picture]]:
+        """Training and held-out photographs, each read when it is asked for."""
+        return hold_out(photographs_in(Path(self.folder).expanduser(), self.longest, progress), self.held_out)
 
     @property
     def data(self) -> Data:

@@ -31,7 +31,8 @@ from nas.spaces.tocsr.sr.degradation import degradation
 from nas.spaces.tocsr.sr.evaluate import BICUBIC, Pair, System, bicubic_up, evaluate, parts, system_of
 from nas.spaces.tocsr.sr.images import FACTOR
 from nas.spaces.tocsr.sr.metrics import METRICS, available
-from nas.spaces.tocsr.sr.pairs import Pairs, Picture
+from nas.spaces.tocsr.sr.pairs import Pairs
+from nas.spaces.tocsr.sr.photographs import Picture
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.recipe import Photographs, Recipe, Searching, adaptation, distillation, expanding, finetuning, training
 from nas.spaces.tocsr.sr.steps import adapt, distill, pairs_of

@@ -22,7 +22,8 @@ from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.sr.conditional import ConditionalModel, Diffused, conditional_unet
 from nas.spaces.tocsr.sr.degradation import degradation
-from nas.spaces.tocsr.sr.pairs import Pairs, Picture, kept_pairs, make_pairs
+from nas.spaces.tocsr.sr.pairs import Pairs, kept_pairs, make_pairs
+from nas.spaces.tocsr.sr.photographs import Picture
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.train import TARGET_BATCH, Terms, Weighting, diffusion_loss, distillation_loss, draw_lessons, draw_pairs, student_of, teacher_targets
 from nas.spaces.tocsr.trainer import Evaluate, Trainer, TrainingSettings, seeded
@@ -46,7 +47,8 @@ class Data:
 def pairs_of(photographs: Mapping[str, Picture], vae: AutoencoderKL, data: Data, folder: Path, progress: Progress) -> Pairs:
     """The pairs, made once and kept in `folder` under a name that all that decides them gives."""
     degrade = degradation(data.degradation)
-    key = {"data": asdict(data), "photographs": {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in photographs.items()}, "vae": _hash(vae)}
+    content = {name: hashlib.sha256(photographs[name].tobytes()).hexdigest() for name in progress.track(list(photographs), "photographs")}
+    key = {"data": asdict(data), "photographs": content, "vae": _hash(vae)}
     return kept_pairs(
         folder / f"{_key(key)[:16]}.safetensors",
         key,

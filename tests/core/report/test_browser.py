@@ -71,6 +71,8 @@ def test_a_browser_shows_the_report_without_a_complaint_a_fetch_or_a_cut_off_pag
     assert page.evaluate("document.documentElement.classList.contains('live')")  # the script ran to its end
     assert page.evaluate("document.querySelectorAll('.mark.trial').length") == 8
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if width >= 820:  # the stage map fits without scrolling
+        assert page.evaluate("[...document.querySelectorAll('.wide')].every(e => !e.querySelector('svg.map') || e.scrollWidth <= e.clientWidth)")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

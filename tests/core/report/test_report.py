@@ -1,6 +1,7 @@
 """Reports of runs in every state, read as text."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -201,6 +202,16 @@ def test_skips_bend_the_stage_map_into_a_u() -> None:
     assert placed.everywhere == ("time",)
     assert placed.at["b"][1] > placed.at["a"][1] > placed.at["in"][1]
     assert placed.at["a"][1] == placed.at["c"][1]
+
+
+def test_the_boxes_of_a_wide_u_overlap_sideways_only_where_they_stand_in_different_rows() -> None:
+    names = [f"n{i}" for i in range(11)]
+    graph = nx.DiGraph([*itertools.pairwise(names), *((names[i], names[10 - i]) for i in range(4))])
+    at = layout(graph, frozenset(names)).at
+    assert max(x for x, _ in at.values()) < 7
+    assert all(abs(a[0] - b[0]) >= 1 or abs(a[1] - b[1]) >= 1 for a, b in itertools.combinations(at.values(), 2))
+    even = nx.DiGraph([*itertools.pairwise(names[:10]), (names[1], names[8])])
+    assert max(x for x, _ in layout(even, frozenset(names[:10])).at.values()) == 9
 
 
 def test_a_space_whose_blocks_cost_nothing_is_drawn(tmp_path: Path) -> None:

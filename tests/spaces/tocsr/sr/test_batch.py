@@ -38,6 +38,9 @@ def test_what_makes_no_sense_is_refused(folder: Path, tmp_path: Path, picture: I
         tasks_of(folder / "a.jpg", folder / "a.jpg")
     with pytest.raises(InputError, match="is a file; results of a folder go to a folder"):
         tasks_of(folder, folder / "a.jpg")
+    for given in (folder, folder / "a.jpg"):
+        with pytest.raises(InputError, match=r"there is no folder '.*resluts'; make it, or correct its name"):
+            tasks_of(given, tmp_path / "resluts" / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no pictures in"):
         tasks_of(tmp_path / "empty", tmp_path / "out")

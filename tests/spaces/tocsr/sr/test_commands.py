@@ -34,6 +34,24 @@ def test_a_folder_is_enlarged_and_what_is_no_picture_is_named(folder: Path, mode
     assert Image.open(tmp_path / "out" / "b.png").mode == "L"
 
 
+def test_a_folder_that_is_made_for_the_results_is_named(folder: Path, model: str, tmp_path: Path) -> None:
+    asked = ("tocsr", "upscale", str(folder / "a.png"), str(tmp_path / "out"), "--model", model, "--threads", "1")
+    assert command(*asked).stderr == f"making the folder {tmp_path / 'out'}\n"
+    assert (tmp_path / "out" / "a.png").is_file()
+    assert command(*asked).stderr == ""
+
+
+def test_a_picture_of_16_bits_and_files_that_are_passed_over_are_named(folder: Path, model: str, tmp_path: Path) -> None:
+    (folder / "b.jpg").unlink()
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(folder / "deep.png")
+    Image.new("P", (8, 8)).save(folder / "moving.gif")
+    done = command("tocsr", "upscale", str(folder), str(tmp_path / "out"), "--model", model, "--threads", "1")
+    assert done.returncode == 0
+    assert f"{folder / 'deep.png'} has more than 8 bits a channel; its result has 8" in done.stderr
+    assert f"{folder}: 1 .gif file is passed over" in done.stderr
+    assert not (tmp_path / "out" / "moving.png").exists()
+
+
 def test_the_model_that_ships_enlarges_a_picture_offline(folder: Path, tmp_path: Path) -> None:
     done = command("tocsr", "upscale", str(folder / "a.png"), str(tmp_path / "x.png"), "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 """Pictures of all kinds survive the way through the model."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from nas.errors import InputError
-from nas.spaces.tocsr.sr.images import joined, note_of, read_picture, split, write_picture
+from nas.spaces.tocsr.sr.images import is_deep, joined, note_of, read_picture, split, write_picture
 from nas.spaces.tocsr.sr.pairs import upsample
 
 RAMP = np.linspace(0, 255, 48).reshape(6, 8).astype(np.uint8)
@@ -35,6 +37,25 @@ def test_sixteen_bits_are_not_clipped_to_eight() -> None:
     torch.testing.assert_close(split(deep)[0], split(Image.fromarray(RAMP))[0], atol=1e-6, rtol=0)
     fine, _ = split(Image.fromarray(np.array([[1000, 1001]], dtype=np.uint16)))
     assert fine[0, 0, 0] < fine[0, 0, 1]
+
+
+def png_of_16_bits(width: int, height: int) -> bytes:
+    """A colour PNG that Pillow cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + b"\x12\x34" * 3 * width for _ in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_a_picture_of_more_than_8_bits_is_told_from_others(tmp_path: Path) -> None:
+    (tmp_path / "colour.png").write_bytes(png_of_16_bits(4, 3))
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "gray.tiff")
+    Image.new("RGB", (4, 4)).save(tmp_path / "usual.png")
+    Image.new("L", (4, 4)).save(tmp_path / "usual.jpg")
+    assert [name for name in ("colour.png", "gray.tiff", "usual.png", "usual.jpg") if is_deep(tmp_path / name)] == ["colour.png", "gray.tiff"]
 
 
 def test_alpha_is_enlarged_by_itself() -> None:

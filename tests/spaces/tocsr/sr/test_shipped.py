@@ -11,7 +11,8 @@ from nas.files import damage
 from nas.spaces.tocsr.assets import shipped_pipeline
 from nas.spaces.tocsr.sr.evaluate import bicubic_up, system_of
 from nas.spaces.tocsr.sr.metrics import gmsd, psnr
-from nas.spaces.tocsr.sr.pairs import Picture, bicubic
+from nas.spaces.tocsr.sr.pairs import bicubic
+from nas.spaces.tocsr.sr.photographs import Picture
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 
 

@@ -13,7 +13,7 @@ from nas.progress import Quiet
 from nas.spaces.tocsr import CompactUNet
 from nas.spaces.tocsr.sr.conditional import ConditionalModel, Diffused, conditional_unet
 from nas.spaces.tocsr.sr.degradation import degradation
-from nas.spaces.tocsr.sr.pairs import Pairs, encode, hold_out, make_pairs, to_tensor, upsample
+from nas.spaces.tocsr.sr.pairs import Pairs, encode, make_pairs, to_tensor, upsample
 from nas.spaces.tocsr.sr.steps import MADE_FROM, Adaptation, Data, Distillation, adapt, distill, pairs_of
 from nas.spaces.tocsr.sr.train import Targets, Terms, diffusion_loss, distillation_loss, draw_lessons, noise_of, teacher_targets
 from nas.spaces.tocsr.trainer import TrainingSettings, seeded
@@ -62,15 +62,6 @@ def test_pairs_are_made_once(photographs: dict[str, np.ndarray], vae: Autoencode
     path.write_bytes(b"x")
     with pytest.raises(DamagedFile, match="holds no training pairs"):
         pairs_of(photographs, vae, data, tmp_path, Quiet())
-
-
-def test_photographs_are_held_out_by_name(photographs: dict[str, np.ndarray]) -> None:
-    rest, held = hold_out(photographs, ["two"])
-    assert (list(rest), list(held)) == (["one"], ["two"])
-    with pytest.raises(InputError, match="did you mean 'two'"):
-        hold_out(photographs, ["twoo"])
-    with pytest.raises(InputError, match="leave some to train on"):
-        hold_out(photographs, ["one", "two"])
 
 
 def test_photographs_smaller_than_a_crop_are_named(photographs: dict[str, np.ndarray], vae: AutoencoderKL) -> None:
