@@ -13,11 +13,13 @@ from typing import Final
 
 import numpy as np
 
-from nas.errors import ContractError
+from nas.errors import ContractError, InputError, NasError
+from nas.names import check_is_optimizer, check_makes_optimizers
 from nas.problem import Bound, CostTable, Problem
 from nas.protocols import Optimizer, OptimizerFactory
 from nas.space import Candidate, Rule, SearchSpace
 from nas.trial import Trial
+from nas.user_code import user_code
 
 Measure = Callable[[Candidate], float | None]
 Check = Callable[[OptimizerFactory], None]
@@ -27,10 +29,21 @@ def check_optimizer(factory: OptimizerFactory) -> None:
     """Runs every check of `CHECKS`.
 
     Raises:
-        ContractError: the first thing that the optimizer did wrong.
+        ContractError: the first thing that the optimizer did wrong: which rule it broke, and how to try that rule alone.
     """
+    name = getattr(factory, "__name__", type(factory).__name__)
+    check_makes_optimizers(factory, f"optimizer {name}")
+
+    def make(problem: Problem, seed: int = 0) -> Optimizer:
+        return check_is_optimizer(factory(problem, seed=seed), f"optimizer {name}")
+
     for check in CHECKS:
-        check(factory)
+        try:
+            with user_code(f"optimizer {name}"):
+                check(make)
+        except NasError as error:
+            rule = check.__name__
+            raise ContractError(f"{name} breaks the rule '{rule}': {error}; once mended, try it alone: nas.optimizers.contract.{rule}({name})") from error
 
 
 def make_problem(
@@ -75,19 +88,30 @@ def trial(number: int, candidate: Candidate, problem: Problem, divergence: float
 
 def checked(proposed: list[Candidate], problem: Problem, trials: Sequence[Trial], pending: Sequence[Candidate], n: int) -> list[Candidate]:
     """The proposals, if they are allowed candidates that are new and differ."""
+    if not isinstance(proposed, Sequence):
+        raise ContractError(f"propose must return a list of candidates, empty when it is done, got {_shown(proposed)}")
     taken = {t.candidate for t in trials} | set(pending)
     if len(proposed) > n:
         raise ContractError(f"asked for at most {n} candidates, {len(proposed)} were proposed")
     for candidate in proposed:
         if not isinstance(candidate, tuple) or not all(type(k) is int for k in candidate):
-            raise ContractError(f"a candidate must be a tuple of ints, got {candidate!r}")
-        problem.space.check(candidate)
+            raise ContractError(f"a candidate must be a tuple of ints, got {_shown(candidate)}")
+        try:
+            problem.space.check(candidate)
+        except InputError as error:
+            raise ContractError(f"proposed {candidate}: {error}") from None
         if candidate in taken:
             raise ContractError(f"proposed {candidate}, which was told, is pending or was proposed in the same call")
         if not problem.allowed([candidate])[0]:
             raise ContractError(f"proposed {candidate}, which breaks a bound or a rule")
         taken.add(candidate)
     return proposed
+
+
+def _shown(value: object) -> str:
+    """The value with its type, cut where it is long."""
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:80] + '...'} ({type(value).__name__})"
 
 
 def stays_inside_the_space(factory: OptimizerFactory) -> None:

@@ -114,8 +114,8 @@ class CompoundingKernel(SumOfParts):
 
     LAYOUT = (
         Part("intercept", 2.0),
-        Part("exponent", 0.15),
-        Part("interaction", 0.3),
+        Part("exponent", 0.08),
+        Part("interaction", 0.1),
         Part("slope", 0.5),
         Part("traits", 0.35, 0.7),
         Part("kind", 0.1, 0.8),
