@@ -5,9 +5,9 @@
     Q(a) = sum_{s<t} c_st[a_s, a_t] sqrt(w_s w_t)
     u_s[k] = u0_s[k] + gamma d_sk + g_s + r_sk,  d = centred log calibration error,  u0 = d + log(typical eps)
 
-so that L is a sum over stages plus pairs, raised to 1 + beta. b, beta, gamma, g, r, c are normal with the scales of `CompoundingKernel`, around 0, c around `INTERACTION`; xi
-is what is left in each candidate. Gauss-Newton: log L is linearised at the expected coefficients of the sweep before, and an exact GP is fitted to what the
-linear part must explain.
+so that L is a sum over stages plus pairs, raised to 1 + beta. b, beta, gamma, g, r, c are normal with the scales of `CompoundingKernel`, around 0, c around its
+`interaction`; xi is what is left in each candidate. Gauss-Newton: log L is linearised at the expected coefficients of the sweep before, and an exact GP is
+fitted to what the linear part must explain.
 
 Symbols: `n` trials, `S` stages, `K` choices.
 """
@@ -35,8 +35,6 @@ LARGEST_STEP = 2.0
 TOLERABLE_BEND = 0.1
 """A sweep that bends more than this, and more than the one before, is refused and tried again at half the pace."""
 NOISE = Part("unexplained", 0.1, 0.5)
-INTERACTION = 0.1
-"""What interaction coefficients are expected to be before any trial: replaced blocks mostly add to each other's losses."""
 LARGEST_LOG = 700.0  # its exponential is still finite
 LEAST_SIGNAL = 2.0
 """Divergences below this many standard errors say nothing on the log scale; they enter on the scale of L."""
@@ -157,7 +155,7 @@ class Compounding:
 def linear_start(kernel: CompoundingKernel, step: Floats, x: Tensor) -> Tensor:
     """The linearised log L where all coefficients are as expected before any trial, `(n, S) -> (n,)`."""
     f = kernel.shares(x)
-    return f.value - (f.share * torch.from_numpy(step)[torch.arange(x.shape[1]), x]).sum(1) - f.gain * (f.interaction - INTERACTION * all_pairs(f.root))
+    return f.value - (f.share * torch.from_numpy(step)[torch.arange(x.shape[1]), x]).sum(1) - f.gain * (f.interaction - kernel.interaction * all_pairs(f.root))
 
 
 def expected_coefficients(gp: FittedGP, kernel: CompoundingKernel) -> Coefficients:
@@ -189,7 +187,7 @@ def _expected_pairs(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shar
     root = one_hot(x, f.root, k)
     by_choice = (root.T @ (root * alpha[:, None])).reshape(n_stages, k, n_stages, k).permute(0, 2, 1, 3)
     by_pair = (f.root.T @ (f.root * alpha[:, None]))[:, :, None, None]
-    pairs = INTERACTION + v["interaction"] * (all_pairs(f.root) @ alpha) + v["pair"] * by_pair + v["pair_choice"] * by_choice
+    pairs = kernel.interaction + v["interaction"] * (all_pairs(f.root) @ alpha) + v["pair"] * by_pair + v["pair_choice"] * by_choice
     pairs[torch.arange(n_stages), torch.arange(n_stages)] = 0.0
     return np.asarray(pairs)
 
@@ -198,14 +196,14 @@ def fit_compounding(log_errors: Floats, present: Floats, record: Record, hints: 
     """The model at its MAP scales.
 
     Args:
-        log_errors: centred log calibration errors `(S, K)`, 0 where nothing is known.
+        log_errors: centred log calibration errors `(S, K)`, 0 where nothing is known; where nothing is at all, less is expected of interactions.
         present: 1 for surrogate choices that exist, 0 for the teacher and padding, `(S, K)`.
         record: the trials.
         hints: what else losses may follow.
     """
     base = present * np.exp(log_errors + math.log(record.scale) + (0.0 if hints is None else hints.expected))
     n_stages, k = base.shape
-    pairs = np.full((n_stages, n_stages, k, k), INTERACTION)
+    pairs = np.full((n_stages, n_stages, k, k), CompoundingKernel.INTERACTION if log_errors.any() else 0.0)
     pairs[np.arange(n_stages), np.arange(n_stages)] = 0.0
     at = Coefficients(0.0, 0.0, 0.0, np.zeros_like(base), pairs)
     best, theta = _linearised(at, base, log_errors * present, hints, record, np.full(len(record.y), math.log(record.scale)), None)
@@ -227,7 +225,7 @@ def _linearised(
 ) -> tuple[Compounding, Floats]:
     """The model linearised at given coefficients, and its log scales, found from `theta` on; `predicted` log L of the trials."""
     told = () if hints is None else (torch.from_numpy(hints.traits), torch.from_numpy(hints.kinds))
-    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors), math.log(record.scale), *told)
+    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors), math.log(record.scale), *told, blind=not log_errors.any())
     kernel.linearise(torch.from_numpy(base * np.exp(at.step)), torch.from_numpy(at.pairs), at.exponent)
     observed, x = observe(record, predicted), torch.from_numpy(record.x)
     z = observed.target - linear_start(kernel, at.step, x).numpy()

@@ -110,6 +110,10 @@ class CompoundingKernel(SumOfParts):
         centre: the log divergence around which the exponent turns.
         traits: what log losses may follow besides, weights of one sd in common, `(T, S, K)`.
         kinds: number of each block's kind `(S, K)`; blocks of a kind have an effect in common.
+        blind: nothing is known of the blocks, so that less is expected of how they interact.
+
+    Attributes:
+        interaction: what the pair coefficients are expected to be before any trial: replaced blocks mostly add to each other's losses.
     """
 
     LAYOUT = (
@@ -124,9 +128,15 @@ class CompoundingKernel(SumOfParts):
         Part("pair", 0.2, 0.6),
         Part("pair_choice", 0.1, 0.6),
     )
+    BLIND = (Part("exponent", 0.15), Part("interaction", 0.3))
+    INTERACTION = 0.1
 
-    def __init__(self, losses: Tensor, log_errors: Tensor, centre: float, traits: Tensor | None = None, kinds: Tensor | None = None) -> None:
-        super().__init__(self.LAYOUT)
+    def __init__(
+        self, losses: Tensor, log_errors: Tensor, centre: float, traits: Tensor | None = None, kinds: Tensor | None = None, *, blind: bool = False
+    ) -> None:
+        wider = {part.name: part for part in self.BLIND if blind}
+        super().__init__([wider.get(part.name, part) for part in self.LAYOUT])
+        self.interaction = 0.0 if blind else self.INTERACTION
         n_stages, k = losses.shape
         self.log_errors = log_errors
         self.centre = centre
