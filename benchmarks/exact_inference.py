@@ -24,7 +24,6 @@ import arena
 import numpy as np
 import torch
 from dated import write_result
-from scipy.special import ndtr
 from torch import Tensor
 
 from nas.compare import WITHIN
@@ -154,7 +153,8 @@ class Chains:
             root = np.exp(np.minimum(log_loss, 300) / 2)
             left, right = root[np.arange(half), rows], root[half + np.arange(half), rows]
             sums = [np.square(side).sum(1) + 0.5 * ((side @ own) * side).sum(1) for side, own in ((left, pairs[:half, :half]), (right, pairs[half:, half:]))]
-            x = torch.from_numpy(((left @ pairs[:half, half:]) @ right.T + sums[0][:, None] + sums[1][None]).astype(np.float32))
+            rows_of, columns, *ends = (torch.from_numpy(part.astype(np.float32)) for part in (left @ pairs[:half, half:], right.T, *sums))
+            x = (rows_of @ columns).add_(ends[0][:, None]).add_(ends[1])
             yield (x.clamp_(min=1e-12).log_() - self.log_eps).mul_(1 + float(exponent)).add_(self.log_eps + float(level))
 
 
@@ -192,10 +192,10 @@ def search(space: SyntheticSpace, eps: float, prior: Prior, n_chains: int, seed:
     found: dict[str, int | None] = {"to 1 %": None, "exact": None}
     x, y = np.zeros((0, STAGES), dtype=np.int64), np.zeros(0)
     for count in range(1, limit + 1):
-        likely = np.zeros(len(cost))
+        likely = torch.zeros(len(cost))
         for f in chains.everywhere(chains.posterior(x, y)):
-            likely += ndtr((math.log(eps) - f.numpy().ravel()) / chains.sd)
-        score = np.maximum(best - cost, 0.0) ** POWER * likely
+            likely += torch.special.ndtr(f.ravel().neg_().add_(math.log(eps)).div_(chains.sd))
+        score = np.maximum(best - cost, 0.0) ** POWER * likely.numpy()
         score[seen] = -1.0
         seen.append(int(np.argmax(score)))
         x, y = np.array(np.unravel_index(seen[1:], sizes)).T, np.log(divergence[seen[1:]])

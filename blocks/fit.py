@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.arguments import number, whole
 from nas.blocks.features import Features, split_features
 from nas.blocks.flat import FlatAdam, FlatParameters
 from nas.blocks.ridge import solve_ends
 from nas.devices import repeatable
+from nas.errors import InputError
 from nas.graph import Step, call_step
 
 WATCHED = 48
@@ -35,6 +37,9 @@ class CalibrationSettings:
     Adam at `lr`, cosine decay over `max_steps`; every `check_every` steps the held-out error is taken, and the fit ends once it
     has not fallen by `tolerance` (relative) for `patience` checks. The best state seen is kept, and with `finish` the linear maps that its
     outputs end in are solved in closed form (`nas.blocks.ridge`).
+
+    Raises:
+        InputError: a value of another kind, or out of its range.
     """
 
     max_steps: int = 300
@@ -47,6 +52,14 @@ class CalibrationSettings:
     seed: int = 0
     finish: bool = True
     version: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_steps", 0), ("batch_size", 1), ("check_every", 1), ("patience", 1), ("seed", 0)):
+            whole(f"calibration's {name}", getattr(self, name), least)
+        for name in ("lr", "tolerance"):
+            number(f"calibration's {name}", getattr(self, name), 0.0)
+        if not 0 < number("calibration's heldout", self.heldout) < 1:
+            raise InputError(f"calibration's heldout must be a share between 0 and 1, got {self.heldout}")
 
 
 class Diverged(Exception):

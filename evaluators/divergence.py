@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.arguments import whole
 from nas.data import Samples
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.divergence_call import Divergence as Divergence
@@ -90,6 +91,9 @@ class Settings:
         reuse_mb: step outputs that are kept, at most.
         numerics: number format, memory layout, compilation.
         resident_mb: blocks on a CUDA device, at most; None is half of what is free there. The others wait in main memory.
+
+    Raises:
+        InputError: a value of another kind, or out of its range.
     """
 
     chunk: int = 32
@@ -97,6 +101,11 @@ class Settings:
     reuse_mb: int = 1024
     numerics: Numerics = FP32
     resident_mb: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("chunk", 1), ("min_chunks", 1), ("reuse_mb", 0), ("resident_mb", 0)):
+            if name != "resident_mb" or self.resident_mb is not None:
+                whole(f"evaluation's {name}", getattr(self, name), least)
 
     def resident_bytes(self, device: torch.device | None) -> float:
         """Bytes of blocks that may stay on the device."""

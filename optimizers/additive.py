@@ -70,7 +70,7 @@ def repaired(losses: Floats, turn: Turn, latest: int = 5) -> Floats:
     predicted = np.array([_predicted(losses, row) for row in rows.tolist()])
     measured = np.array([turn.divergences[tuple(row)] for row in rows.tolist()])
     usable = (predicted > 0) & (measured > 0)
-    log_ratio = np.log(measured[usable] / predicted[usable])[-latest:].mean() if usable.any() else 0.0
+    log_ratio = (np.log(measured[usable]) - np.log(predicted[usable]))[-latest:].mean() if usable.any() else 0.0
     gamma = math.exp(np.clip(log_ratio, -math.log(2), math.log(2)))
     swaps = (rows[:, :, None] == np.arange(1, losses.shape[1])).reshape(len(rows), -1).astype(np.float64)
     correction = swaps.T @ np.linalg.solve(swaps @ swaps.T + np.eye(len(rows)), measured - gamma * predicted)

@@ -118,8 +118,9 @@ def sampler_by_name(name: str) -> BaseSampler:
     """
     if name in SAMPLERS:
         return SAMPLERS[name]()
-    if name not in optuna.samplers.__all__ or not name.endswith("Sampler"):
-        known = [*SAMPLERS, *(other for other in optuna.samplers.__all__ if other.endswith("Sampler"))]
+    classes = [other for other in optuna.samplers.__all__ if other.endswith("Sampler") and not other.startswith("Base")]
+    if name not in classes:
+        known = [*SAMPLERS, *classes]
         raise InputError(f"unknown Optuna sampler '{name}'{did_you_mean(name, known)}")
     try:
         sampler: BaseSampler = getattr(optuna.samplers, name)()

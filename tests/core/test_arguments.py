@@ -12,10 +12,12 @@ from torch import nn
 
 import nas
 from nas.batches import collect, split
+from nas.blocks.calibration import CalibrationSettings
 from nas.blocks.reductions.low_rank import LowRank
 from nas.compare import compare
 from nas.crew import Crew
 from nas.errors import InputError, NasError
+from nas.evaluators.divergence import Settings
 from nas.findings import read_run
 from nas.job import SearchOptions
 from nas.names import resolve_space
@@ -100,6 +102,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "parse": (SPACE.parse, {"text": "teacher"}),
     "problem": (Problem, {"space": SPACE, "costs": COSTS, "eps": (0.1,), "objective": "params"}),
     "bound": (Bound.parse, {"text": "params<=50%", "costs": COSTS}),
+    "calibration": (CalibrationSettings, dict.fromkeys(("max_steps", "batch_size", "lr", "check_every", "patience", "tolerance", "heldout", "seed"), 1)),
+    "evaluation": (Settings, dict.fromkeys(("chunk", "min_chunks", "reuse_mb", "resident_mb"), 1)),
     "low_rank": (LowRank, {"fraction": 0.5}),
     "crew": (Crew, {"workers": 1, "executor": "local", "address": None, "timeout_s": 1.0, "threads": 1}),
 }
@@ -113,7 +117,7 @@ def test_no_wrong_argument_of_a_documented_function_ends_in_an_error_of_another_
     refused: dict[str, list[str]] = {argument: [] for argument in sound}
     for argument in sound:
         for value in NONSENSE:
-            given = {argument: value} if name in ("model_space", "make_synthetic") else {**sound, argument: value}
+            given = {argument: value} if name in ("model_space", "make_synthetic", "calibration", "evaluation") else {**sound, argument: value}
             if name == "compare" and argument != "task":
                 given.pop("task")
             try:
