@@ -139,7 +139,7 @@ def compare(
 
     Raises:
         InputError: the task's optimum is not known, or no candidate is feasible at an eps.
-        ContractError: an optimizer proposed a candidate outside the space, or one twice.
+        ContractError: an optimizer proposed a candidate outside the space or the bounds, or one twice.
     """
     seeds, trials, jobs = (arguments.whole(name, value, 1) for name, value in (("seeds", seeds), ("trials", trials), ("jobs", jobs)))
     arguments.instance("task", task, Task, "nas.names.resolve_space('synthetic:3').prepare(nas.progress.Quiet()) makes one")

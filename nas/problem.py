@@ -132,3 +132,14 @@ class Problem:
         for rule in self.space.rules:
             keep &= np.fromiter((rule(tuple(int(k) for k in row)) for row in rows), dtype=bool, count=rows.shape[0])
         return keep
+
+    def broken(self, candidate: tuple[int, ...]) -> str:
+        """What a candidate breaks, in words: the first bound, else the first rule; empty when it is allowed."""
+        for bound in self.bounds:
+            total = float(self.costs.totals([candidate], bound.metric)[0])
+            if total > bound.limit * (1 + 1e-12):
+                return f"its {bound.metric} is {total:.8g}, the bound is {bound.metric}<={bound.limit:.8g}"
+        for at, rule in enumerate(self.space.rules, 1):
+            if not rule(candidate):
+                return f"it breaks rule {at} of the space, {getattr(rule, '__name__', type(rule).__name__)}"
+        return ""

@@ -211,4 +211,6 @@ class Study:
             raise ContractError(f"{who} proposed {candidate}: {error}; nas.optimizers.contract.check_optimizer tries it on small problems") from None
         if candidate in known:
             raise ContractError(f"{who} proposed {candidate} again; a told candidate must not be repeated")
+        if candidate != self.problem.space.teacher and (broken := self.problem.broken(candidate)):  # the teacher may always be measured
+            raise ContractError(f"{who} proposed {candidate}: {broken}; problem.allowed(candidates) says which may be proposed")
         return candidate

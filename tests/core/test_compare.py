@@ -122,11 +122,13 @@ def test_processes_give_the_same_rows() -> None:
         np.testing.assert_array_equal(one.regrets, other.regrets)
 
 
-def test_bounds_hold_for_the_optimum_and_the_incumbent() -> None:
+def test_bounds_hold_for_the_optimum_and_for_every_proposal() -> None:
     costs = CostTable({**COSTS.by_choice, "macs": np.array([[1.0, 1.0, 9.0], [1.0, 1.0, 9.0]])}, COSTS.fixed)
     task = Task(SearchSpace.of_sizes("toy", (3, 3)), costs, TableEvaluator(Table((3, 3), DIVERGENCE, costs)))
-    row = compare(task, [0.3], {"x": fixed((0, 2), (1, 1))}, seeds=1, trials=2, bounds=(Bound("macs", 2.0),))[0]
-    np.testing.assert_allclose(row.regrets[0], np.array([1, 1, 0]))
+    row = compare(task, [0.3], {"x": fixed((1, 1))}, seeds=1, trials=1, bounds=(Bound("macs", 2.0),))[0]
+    np.testing.assert_allclose(row.regrets[0], np.array([1, 0]))
+    with pytest.raises(ContractError, match=r"proposed \(0, 2\): its macs is 10, the bound is macs<=2; problem\.allowed"):
+        compare(task, [0.3], {"x": fixed((0, 2), (1, 1))}, seeds=1, trials=2, bounds=(Bound("macs", 2.0),))
 
 
 @pytest.mark.parametrize(("order", "complaint"), [([(1, 0), (1, 0)], "again"), ([(3, 0)], "choices 0..2, got 3")])

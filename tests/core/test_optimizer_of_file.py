@@ -57,6 +57,17 @@ def test_whatever_an_optimizer_proposes_wrongly_is_one_line_that_names_it(propos
     assert f"error: optimizer Wrong {WRONG[proposed]}" in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["compare", "search"])
+def test_an_optimizer_that_ignores_the_bounds_is_stopped_in_one_line(verb: str, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    body = "    def propose(self, trials, pending=(), n=1):\n        return [(0,) * 6 + (1,)]\n"
+    file.write_text(f"class Wrong:\n    def __init__(self, problem, seed=0):\n        pass\n\n{body}")
+    options = ("--optimizers", "--seeds", "1") if verb == "compare" else ("--optimizer", "--workdir", str(tmp_path))
+    done = nas(verb, "--space", "synthetic:3", "--eps", "1", "--where", "params<=50%", "--trials", "3", "-q", options[0], f"{file}:Wrong", *options[1:])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "error: optimizer Wrong proposed (0, 0, 0, 0, 0, 0, 1): its params is " in done.stderr
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "anneal.py"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nas.errors import ContractError
-from nas.problem import CostTable, Problem
+from nas.problem import Bound, CostTable, Problem
 from nas.record import Record
 from nas.space import Candidate, SearchSpace
 from nas.study import Study
@@ -127,6 +127,27 @@ def test_an_optimizer_that_repeats_itself_or_leaves_the_space_is_an_error() -> N
         Study(Problem(SPACE, COSTS, (0.02,)), Stubborn(), Quadratic()).run(3)
     with pytest.raises(ContractError, match=r"Outside proposed \(0, 3\): stage 's1' has choices 0\.\.2, got 3"):
         Study(Problem(SPACE, COSTS, (0.02,)), Outside(), Quadratic()).run(3)
+
+
+def test_a_proposal_that_breaks_a_bound_or_a_rule_is_an_error_but_the_teacher_may() -> None:
+    class Gives(InOrder):
+        def __init__(self, *given: Candidate) -> None:
+            self.given = given
+
+        def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
+            return [self.given[len(trials)]]
+
+    def no_twins(candidate: Candidate) -> bool:
+        return candidate[0] != candidate[1]
+
+    bounded = Problem(SearchSpace("demo", SPACE.stages, (no_twins,)), COSTS, (0.02,), bounds=(Bound("params", 15.0),))
+    with pytest.raises(ContractError, match=r"Gives proposed \(0, 1\): its params is 16, the bound is params<=15; problem\.allowed"):
+        Study(bounded, Gives((0, 1)), Quadratic()).run(1)
+    with pytest.raises(ContractError, match=r"Gives proposed \(1, 1\): it breaks rule 1 of the space, no_twins"):
+        Study(bounded, Gives((1, 1)), Quadratic()).run(1)
+    allowed = Study(bounded, Gives((0, 0), (1, 2)), Quadratic())
+    assert allowed.run(2) == "trials"
+    assert [t.candidate for t in allowed.trials] == [(0, 0), (1, 2)]
 
 
 def test_a_space_of_one_candidate_ends_with_the_teacher() -> None:
