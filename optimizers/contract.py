@@ -88,9 +88,20 @@ def trial(number: int, candidate: Candidate, problem: Problem, divergence: float
 
 def checked(proposed: list[Candidate], problem: Problem, trials: Sequence[Trial], pending: Sequence[Candidate], n: int) -> list[Candidate]:
     """The proposals, if they are allowed candidates that are new and differ."""
+    taken = {t.candidate for t in trials} | set(pending)
+    for candidate in _inside(proposed, problem, n):
+        if candidate in taken:
+            raise ContractError(f"proposed {candidate}, which was told, is pending or was proposed in the same call")
+        if broken := problem.broken(candidate):
+            raise ContractError(f"proposed {candidate}: {broken}; problem.allowed(candidates) says which may be proposed")
+        taken.add(candidate)
+    return proposed
+
+
+def _inside(proposed: list[Candidate], problem: Problem, n: int) -> list[Candidate]:
+    """The proposals, if they are at most `n` candidates of the space."""
     if not isinstance(proposed, Sequence):
         raise ContractError(f"propose must return a list of candidates, empty when it is done, got {_shown(proposed)}")
-    taken = {t.candidate for t in trials} | set(pending)
     if len(proposed) > n:
         raise ContractError(f"asked for at most {n} candidates, {len(proposed)} were proposed")
     for candidate in proposed:
@@ -100,11 +111,6 @@ def checked(proposed: list[Candidate], problem: Problem, trials: Sequence[Trial]
             problem.space.check(candidate)
         except InputError as error:
             raise ContractError(f"proposed {candidate}: {error}") from None
-        if candidate in taken:
-            raise ContractError(f"proposed {candidate}, which was told, is pending or was proposed in the same call")
-        if not problem.allowed([candidate])[0]:
-            raise ContractError(f"proposed {candidate}, which breaks a bound or a rule")
-        taken.add(candidate)
     return proposed
 
 
@@ -115,7 +121,19 @@ def _shown(value: object) -> str:
 
 
 def stays_inside_the_space(factory: OptimizerFactory) -> None:
-    """Proposals are new candidates of the space, with stages of different sizes, one with a single choice."""
+    """Proposals are candidates of the space, with stages of different sizes, one with a single choice."""
+    problem = make_problem((4, 1, 3, 2, 3))
+    optimizer = factory(problem, seed=1)
+    trials: list[Trial] = []
+    for number in range(14):
+        proposed = _inside(optimizer.propose(trials), problem, 1)
+        if not proposed:
+            break
+        trials.append(trial(number, proposed[0], problem, additive_divergence(proposed[0])))
+
+
+def repeats_nothing(factory: OptimizerFactory) -> None:
+    """No candidate comes twice in a search."""
     problem = make_problem((4, 1, 3, 2, 3))
     drive(factory(problem, seed=1), problem, additive_divergence, 14)
 
@@ -245,6 +263,7 @@ def scales_to_a_trillion_candidates(factory: OptimizerFactory) -> None:
 
 CHECKS: Final[tuple[Check, ...]] = (
     stays_inside_the_space,
+    repeats_nothing,
     is_a_pure_function,
     exhausts_a_small_space,
     ends_on_a_space_of_one_candidate,

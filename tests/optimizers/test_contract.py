@@ -1,5 +1,6 @@
 """Every optimizer keeps the contract; an optimizer that breaks it is found out."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -130,6 +131,21 @@ def test_whatever_an_optimizer_does_wrong_is_one_line_of_ours(factory: Any, comp
     with pytest.raises(NasError, match=complaint) as caught:
         check_optimizer(factory)
     assert "\n" not in str(caught.value)
+
+
+def test_the_rule_that_is_broken_is_the_one_that_is_named() -> None:
+    with pytest.raises(ContractError, match=r"breaks the rule 'repeats_nothing': proposed \(0, 0, 0, 0, 1\), which was told"):
+        check_optimizer(gives([(0, 0, 0, 0, 1)]))
+
+    class IgnoresBounds(NoPropose):
+        def __init__(self, problem: Problem, seed: int = 0) -> None:
+            self._inner = RandomSearch(dataclasses.replace(problem, bounds=()), seed)
+
+        def propose(self, trials: Sequence[Trial], pending: Sequence[Candidate] = (), n: int = 1) -> list[Candidate]:
+            return self._inner.propose(trials, pending, n)
+
+    with pytest.raises(ContractError, match=r"breaks the rule 'respects_bounds_and_rules': proposed .*: its macs is \d+, the bound is macs<=[\d.]+; problem"):
+        check_optimizer(IgnoresBounds)
 
 
 def test_an_optimizer_that_remembers_is_found_out() -> None:
