@@ -4,8 +4,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from nas.optimizers.acquisition import Goal, Pass
-from nas.optimizers.enumeration import Ints, Region, kept_choices
+from nas.optimizers.acquisition import BLOCK, Goal, Pass
+from nas.optimizers.enumeration import Ints, PairTable, Region, kept_choices
 from nas.optimizers.neighbourhoods import Neighbourhoods
 from nas.optimizers.stopping import count_cheaper
 from nas.problem import Floats, Problem
@@ -45,9 +45,35 @@ class Domain:
             return Pass(self.region, goal, wanted).run()
         return Neighbourhoods(self.kept, self.costs).top(goal, wanted, sorted(seen), seed)
 
-    def count_cheaper(self, best: float, seen: Collection[Candidate]) -> float:
-        """Number of unseen combinations that cost less than `best` (fixed part left out); bounds and rules not applied."""
-        known = sum(float(self.costs[np.arange(len(c)), list(c)].sum()) < best for c in seen)
-        if self.region is not None:
-            return float(np.searchsorted(self.region.right_cost, best - self.region.left_cost).sum()) - known
-        return max(count_cheaper(self.kept, self.costs, best) - known, 0.0)
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `count_cheaper` leaves nothing out of account: rules are never asked, bounds only of a space that is searched as a whole."""
+        return not self.problem.space.rules and (self.region is not None or not self.problem.bounds)
+
+    def count_cheaper(self, goal: Goal, seen: Collection[Candidate]) -> float:
+        """Number of unseen combinations that cost less than the goal's only `best`; where not `counts_exactly`, no more than that many are allowed."""
+        x = np.array(sorted(seen), dtype=np.int64).reshape(len(seen), len(self.costs))
+        known = PairTable(self.costs).at(x) < goal.best[0]
+        if self.region is None:
+            return max(count_cheaper(self.kept, self.costs, goal.best[0]) - float(known.sum()), 0.0)
+        for limit in goal.limits:
+            known &= limit.table.at(x) <= limit.limit * (1 + 1e-12)
+        return float(_count_within(self.region, goal) - known.sum())
+
+
+def _count_within(region: Region, goal: Goal) -> int:
+    """Candidates of a region that cost less than the goal's only `best`, within its limits: block by block, as they are searched."""
+    reach = np.searchsorted(region.right_cost, goal.best[0] - region.fixed_cost - region.left_cost)  # columns of each row that cost less, falling
+    if not goal.limits:
+        return int(reach.sum())
+    limits = [(limit.table.halved(region), limit.limit * (1 + 1e-12)) for limit in goal.limits]
+    start = found = 0
+    while start < len(reach) and reach[start]:
+        n_columns = int(reach[start])
+        rows = slice(start, min(len(reach), start + max(1, BLOCK // n_columns)))
+        within = np.arange(n_columns) < reach[rows, None]
+        for halved, limit in limits:
+            within &= halved.block(rows, n_columns) <= limit
+        found += int(np.count_nonzero(within))
+        start = rows.stop
+    return found

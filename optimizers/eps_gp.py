@@ -210,7 +210,7 @@ class EpsGP:
         goal = for_one_eps(search.goal, e)
         x = search.top(goal, FOR_STATEMENT)
         p_better = probability_of_any(goal, x, self.seed)
-        return Statement(self.problem.eps[e], p_better, search.domain.count_cheaper(goal.best[0], search.seen))
+        return Statement(self.problem.eps[e], p_better, search.domain.count_cheaper(goal, search.seen), not search.domain.counts_exactly)
 
     def _untried_block(self, trials: Sequence[Trial], pending: Sequence[Candidate], search: Search) -> Candidate | None:
         """When the search stalls: the block in no candidate so far that saves most, alone in an otherwise unchanged teacher."""

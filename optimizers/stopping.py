@@ -24,14 +24,19 @@ DOUBT = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """For one eps: the probability that a cheaper candidate than the winner is feasible, and the number of cheaper unmeasured candidates."""
+    """For one eps: the probability that a cheaper candidate than the winner is feasible, and the number of cheaper unmeasured candidates.
+
+    With `at_most` that number counts some that bounds or rules forbid.
+    """
 
     eps: float
     p_better: float
     n_cheaper: float
+    at_most: bool = False
 
     def __str__(self) -> str:
-        return f"P(a cheaper candidate is feasible at {self.eps:g}) = {self.p_better:.2g}, {self.n_cheaper:.3g} cheaper candidates unmeasured"
+        count = f"{'at most ' if self.at_most else ''}{self.n_cheaper:.3g} cheaper candidates unmeasured"
+        return f"P(a cheaper candidate is feasible at {self.eps:g}) = {self.p_better:.2g}, {count}"
 
 
 def for_one_eps(goal: Goal, e: int) -> Goal:

@@ -1,5 +1,6 @@
 """eps_gp as an optimizer: what it proposes, in which order, and when it stops."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -310,6 +311,25 @@ def test_the_statement_counts_what_is_cheaper_and_ends_the_search() -> None:
     assert statement.n_cheaper == len(cheaper)
     assert len(trials) < 100
     assert EpsGP(problem).propose(trials) == []
+
+
+def test_the_statement_counts_only_what_the_bounds_allow_or_says_at_most() -> None:
+    base = make_problem([4] * 5, 2)
+    macs = base.costs.of(base.space.teacher)["macs"]
+    problem = dataclasses.replace(base, bounds=(Bound("macs", 0.8 * macs), Bound("params", 0.9 * base.costs.of(base.space.teacher)["params"])))
+    trials = run(problem, compounding(problem, 2), 8)
+    everyone = everything(problem)
+    for told_so_far in (trials[:0], trials):
+        best = min((t.costs["params"] for t in told_so_far if (t.divergence or 0.0) <= 0.003), default=math.inf)
+        allowed = everyone[problem.allowed(everyone) & (problem.cost(everyone) < best)]
+        cheaper = {tuple(row) for row in allowed.tolist()} - {t.candidate for t in told_so_far}
+        statement = EpsGP(problem).statement(told_so_far)[0.003]
+        assert (statement.n_cheaper, statement.at_most) == (len(cheaper), False)
+        above = EpsGP(problem, enumerable=10).statement(told_so_far)[0.003]
+        assert above.n_cheaper >= len(cheaper)
+        assert f", at most {above.n_cheaper:.3g} cheaper candidates unmeasured" in str(above)
+    ruled = dataclasses.replace(base, space=SearchSpace("ruled", base.space.stages, rules=(lambda c: c[0] != 1,)))
+    assert "at most" in str(EpsGP(ruled).statement([])[0.003])
 
 
 def test_counting_by_convolution_agrees_with_counting_one_by_one() -> None:
