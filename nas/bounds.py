@@ -6,7 +6,7 @@ import numpy as np
 
 from nas.amounts import at_least
 from nas.errors import InputError
-from nas.problem import Bound, CostTable
+from nas.problem import Bound, CostTable, Problem
 
 _SLACK = 1e-6  # the solver's own tolerance, relative to the teacher's cost: nothing that can hold is refused
 
@@ -31,6 +31,17 @@ def least_cost(costs: CostTable, metric: str, bounds: Sequence[Bound] = ()) -> f
     """The least total of a metric over all candidates within the bounds; None when there is no such candidate."""
     found = cheapest(costs, metric, bounds)
     return None if found is None else float(costs.totals([found], metric)[0])
+
+
+def why_nothing(problem: Problem) -> str:
+    """Why a search that came to its end measured nothing, and what to do; the teacher is known and not measured."""
+    teacher = problem.space.teacher
+    least = least_cost(problem.costs, problem.objective, problem.bounds)
+    relax = ", ".join(f"{bound.metric}<={bound.limit:.8g}" for bound in problem.bounds)
+    if not problem.broken(teacher) and least is not None and least >= problem.costs.of(teacher)[problem.objective] * (1 - 1e-12):
+        within = " within the bounds" if relax else ""
+        return f"no candidate{within} is cheaper in {problem.objective} than the teacher: keep it" + (f", or relax {relax}" if relax else "")
+    return "the optimizer proposed no candidate: all that it knows of are forbidden by rules or bounds" + (f"; relax {relax}" if relax else "")
 
 
 def cheapest(costs: CostTable, metric: str, bounds: Sequence[Bound] = ()) -> tuple[int, ...] | None:

@@ -129,7 +129,8 @@ def explain(findings: Findings, forecast: Forecast | None) -> list[Explanation]:
         raise InputError(f"run '{findings.path}' cannot be explained: {' '.join(findings.missing) or 'its costs are not recorded'}")
     winners = [winner for winner in findings.winners if winner.trial is not None and winner.trial.divergence is not None]
     if not winners:
-        raise InputError(f"run '{findings.path}' has no measured candidate to explain yet; let its search go on")
+        way_out = f"its search is over. {' '.join(findings.missing)}".strip() if findings.done else "let its search go on"
+        raise InputError(f"run '{findings.path}' has no measured candidate to explain{'' if findings.done else ' yet'}; {way_out}")
     return [_explain(findings, winner, forecast) for winner in winners]
 
 

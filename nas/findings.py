@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nas.arguments import folder
+from nas.bounds import why_nothing
 from nas.errors import DamagedFile, NasError
 from nas.nearby import no_run
 from nas.problem import Bound, CostTable, Floats, Problem
@@ -122,7 +123,9 @@ def read_run(path: Path | str) -> Findings:
     problem = _problem(config, facts, missing)
     if problem is not None:
         trials = _fitting(trials, problem, missing)
-    if not trials:
+    if not trials and problem is not None and "result" in facts:
+        missing.append(f"Nothing was measured: {why_nothing(problem)}.")
+    elif not trials:
         missing.append("No candidate has been measured yet; start the same `nas search` again to go on.")
     elif "result" not in facts:
         missing.append("The search has not come to its end: what is shown is what its trials say so far, not verified on held-out samples.")

@@ -50,6 +50,7 @@ def search(
 
     The same command goes on with a run that was stopped, or prints the result of one that is done.
     """
+    from nas.bounds import why_nothing
     from nas.crew import Crew
     from nas.files import check_writable
     from nas.job import SearchOptions
@@ -81,6 +82,9 @@ def search(
         if result.run is not None and not quiet:
             _point_on(result.run)
     if not any(winner["feasible"] for winner in summary["winners"]):
+        if not result.study.trials:
+            err.print(f"nothing to measure: {why_nothing(result.study.problem)}", markup=False)
+            raise typer.Exit(3)
         failed = failures(result.study.trials)
         shown = "" if failed else "no measured candidate is within eps, the least divergent one is shown; "
         err.print(f"nothing feasible: {shown}{failed or _advice(eps, bool(where), summary['stopped'])}", markup=False)

@@ -45,7 +45,8 @@ def headline(findings: Findings, winner: Found) -> Headline:
     trial = winner.trial
     if trial is None:
         reason = next((t.reason for t in findings.trials if t.reason), None)
-        return Headline(winner.eps, f"nothing could be measured: {reason}" if reason else "nothing measured yet", False, (), "", "", None)
+        nothing = "nothing was measured" if findings.done else "nothing measured yet"
+        return Headline(winner.eps, f"nothing could be measured: {reason}" if reason else nothing, False, (), "", "", None)
     objective = findings.objective
     rows = []
     for metric in worth_showing(trial.costs, (trial.costs, findings.teacher)):

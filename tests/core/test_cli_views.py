@@ -30,6 +30,37 @@ from nas.trial import Trial
 from tests.core.test_cli import nas
 from tests.core.test_executor import TOY
 
+NOTHING_CHEAPER = """
+import numpy as np
+
+from nas.problem import CostTable
+from nas.space import SearchSpace
+from nas.protocols import Task
+from nas.trial import Measurement
+
+
+class Known:
+    def measure(self, candidates, eps=()):
+        return [Measurement(0.01) for _ in candidates]
+
+
+class Space:
+    space = SearchSpace.of_sizes("bounded", (2, 2))
+
+    def costs(self):
+        return CostTable({"params": np.array([[9.0, 5.0], [9.0, 5.0]]), "macs": np.array([[100.0, 150.0], [100.0, 150.0]])})
+
+    def fingerprint(self):
+        return {}
+
+    def prepare(self, progress):
+        return Task(self.space, self.costs(), Known())
+
+
+def make_space():
+    return Space()
+"""
+
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -90,6 +121,19 @@ def test_explain_as_json_has_a_row_an_eps_and_refuses_another_eps(searched: Path
     refused = nas("explain", str(searched), "--eps", "0.3")
     assert refused.returncode == 2
     assert "it has: 0.005, 0.02" in refused.stderr
+
+
+def test_a_search_whose_bounds_leave_nothing_cheaper_than_the_teacher_says_so(tmp_path: Path) -> None:
+    (tmp_path / "space.py").write_text(NOTHING_CHEAPER)
+    done = nas("search", "--space", str(tmp_path / "space.py"), "--eps", "0.1", "--where", "macs<=200", "--workdir", str(tmp_path), "--name", "run")
+    reason = "no candidate within the bounds is cheaper in params than the teacher: keep it, or relax macs<=200"
+    assert done.returncode == 3
+    assert f"nothing to measure: {reason}" in " ".join(done.stderr.split())
+    assert "least divergent" not in done.stderr
+    refused = nas("explain", str(tmp_path / "run"))
+    assert refused.returncode == 2
+    assert f"no measured candidate to explain; its search is over. Nothing was measured: {reason}." in " ".join(refused.stderr.split())
+    assert "nothing was measured" in Path(shown("report", str(tmp_path / "run")).strip().removeprefix("report in ")).read_text()
 
 
 def test_explain_of_a_network_shows_the_interactions_of_replaced_stages(network: Path) -> None:
