@@ -11,7 +11,7 @@ from nas.errors import InputError, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """What a search is asked to do; all of it decides the result and is written to `run.toml`, `trials` apart.
+    """What a search is asked to do, written to `run.toml`; all of it decides the result, `trials` apart, which may grow.
 
     `where` are bounds such as `"macs<=75%"`. `trials` is the total over all eps. `delta` is the probability of a better candidate
     below which the optimizer stops; None is its default. `keep_dominated` treats choices that another one dominates like the rest.

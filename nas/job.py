@@ -118,6 +118,7 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], w
             "keep_dominated": asked.keep_dominated,
             "workers": workers,
         },
+        "asked": {"trials": asked.trials},
         "fingerprints": {**source.fingerprint(), **_measured_costs(source, asked), **own_code(asked.optimizer)},
         "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
     }

@@ -52,7 +52,7 @@ _RESULT: Form = {
     "space": str, "teacher": {str: _NUMBER}, "winners": [_WINNER], "n_trials": int, "n_measured": int, "seconds": _SECONDS,
     "stopped": str, "statements?": [str], "run": str | None,
 }  # fmt: skip
-_CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}}
+_CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}, "asked?": {"trials?": int}}
 _FACTS: dict[str, Form] = {
     "table": _TABLE, "result": _RESULT, "seconds": {"calibrate": _NUMBER, "total": _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict},
     "saved": {str: [int]}, "curves": {str: [[_NUMBER]]}, "by_level": {str: {str: _NUMBER}}, "blocks": {str: str}, "config": {str: dict},
@@ -333,10 +333,11 @@ class RunDirectory:
 
     def _check_same(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         found, wanted = self.config(), tomllib.loads(to_toml(config))
+        free = {"versions", "asked"} if (self.path / "study.db").exists() else {"versions"}  # a record tells what was asked last
         differing = [
             f"{section}.{key}: {found.get(section, {}).get(key)!r} there, {value!r} now"
             for section, values in wanted.items()
-            if section != "versions"
+            if section not in free
             for key, value in values.items()
             if found.get(section, {}).get(key) != value
         ]
@@ -366,7 +367,7 @@ def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: int | None = None) -> str:
-    """A command that states the search of a run again; how many trials it was given is not in its configuration.
+    """A command that states the search of a run again, with so many trials: those that its record tells, else those it was first given.
 
     >>> search_command(Path("runs/a b"), {"space": {"name": "demo"}, "search": {"eps": [0.1, 0.2], "seed": 0, "keep_dominated": False}}, 9)
     "nas search --space demo --eps 0.1 --eps 0.2 --seed 0 --trials 9 --workdir runs --name 'a b'"
@@ -378,6 +379,7 @@ def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: 
         option = f"--{name.replace('_', '-')}"
         values = value if isinstance(value, list) else [value]
         words += [option] if value is True else [word for v in values if v is not False for word in (option, exact(v) if isinstance(v, float) else str(v))]
+    trials = config.get("asked", {}).get("trials") if trials is None else trials
     if trials is not None:
         words += ["--trials", str(trials)]
     return shlex.join([*words, "--workdir", str(path.parent), "--name", path.name])

@@ -23,14 +23,16 @@ def show(run: options.Run, json: options.Json = False) -> None:
     directory = RunDirectory.open(run)
     with directory.record(read_only=True) as record:
         summary, trials, table = summarize(directory, record), record.trials(), record.fact("table")
+        command = search_command(run, directory.config(), record.fact("trials_asked"))
     if json:
         names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
         print_json({**summary, "trials": [trial_row(trial, names) for trial in trials]})
     elif table is None:
-        command = search_command(run, directory.config())
         out.print(f"no trial yet: the run has not finished preparing its space; go on with: {command}", soft_wrap=True, markup=False)
     else:
         print_result(summary, table)
+        if summary["stopped"] == "interrupted":
+            out.print(f"go on with: {command}", soft_wrap=True, markup=False)
 
 
 def report(

@@ -255,6 +255,17 @@ def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path:
     assert json.loads(nas("show", str(run.path), "--json").stdout)["trials"] == []
 
 
+def test_a_run_that_was_stopped_while_its_blocks_were_calibrated_tells_how_many_trials_were_asked_last(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    for trials in (8, 9):
+        run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}, "asked": {"trials": trials}})
+        done = nas("show", str(run.path))
+        assert f"go on with: nas search --space demo --eps 0.1 --trials {trials} --workdir {tmp_path} --name run" in done.stderr
+    run.record()
+    run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}, "asked": {"trials": 70}})
+    assert "--trials 9 " in nas("show", str(run.path)).stdout
+
+
 def test_a_run_without_a_record_is_told_from_no_run_and_from_one_that_lost_it(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})

@@ -364,7 +364,9 @@ def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path
     summary: dict[str, Any] = json.loads(shown("show", str(run), "--json"))
     assert summary["stopped"] == "interrupted"
     assert len(summary["winners"]) == 2
-    assert "teacher and winners" in shown("show", str(run))
+    text = shown("show", str(run))
+    assert "teacher and winners" in text
+    assert re.search(r"\ngo on with: nas search --space synthetic:3 --eps 0.005 .* --trials 10 --workdir \S+ --name run\n", text)
 
 
 def test_the_best_of_a_run_says_where_it_is_and_that_an_unfinished_one_is_not_verified(searched: Path, network: Path, tmp_path: Path) -> None:
