@@ -53,6 +53,8 @@ def best(summary: Mapping[str, Any], target: Target | None) -> dict[str, Any]:
         NothingFeasible: the run has no feasible winner.
     """
     feasible = [winner for winner in (*summary["winners"], *summary.get("cascades", ())) if winner["feasible"]]
+    if not feasible and summary.get("stopped") in ("proof", "exhausted") and not summary["n_trials"]:
+        raise NothingFeasible("the run has no winner: its search found nothing to measure; relax --where, or keep the teacher")
     if not feasible:
         raise NothingFeasible("the run has no feasible winner; give its search more --trials or a larger --eps")
     metric = target.metric if target else next(iter(summary["teacher"]))

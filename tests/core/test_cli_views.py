@@ -133,6 +133,8 @@ def test_a_search_whose_bounds_leave_nothing_cheaper_than_the_teacher_says_so(tm
     refused = nas("explain", str(tmp_path / "run"))
     assert refused.returncode == 2
     assert f"no measured candidate to explain; its search is over. Nothing was measured: {reason}." in " ".join(refused.stderr.split())
+    none = nas("best", str(tmp_path / "run"))
+    assert (none.returncode, "its search found nothing to measure" in none.stderr) == (3, True)
     assert "nothing was measured" in Path(shown("report", str(tmp_path / "run")).strip().removeprefix("report in ")).read_text()
 
 
