@@ -86,7 +86,7 @@ def search(
             err.print(f"nothing to measure: {why_nothing(result.study.problem)}", markup=False)
             raise typer.Exit(3)
         failed = failures(result.study.trials)
-        shown = "" if failed else "no measured candidate is within eps, the least divergent one is shown; "
+        shown = "" if failed else f"no measured candidate is within eps{' and the bounds' * bool(where)}, the least divergent one is shown; "
         err.print(f"nothing feasible: {shown}{failed or _advice(eps, bool(where), summary['stopped'])}", markup=False)
         raise typer.Exit(3)
 

@@ -68,6 +68,16 @@ def test_an_optimizer_that_ignores_the_bounds_is_stopped_in_one_line(verb: str, 
     assert "error: optimizer Wrong proposed (0, 0, 0, 0, 0, 0, 1): its params is " in done.stderr
 
 
+def test_a_teacher_that_breaks_a_bound_is_within_eps_but_no_winner(tmp_path: Path) -> None:
+    file = tmp_path / "cautious.py"
+    body = "    def propose(self, trials, pending=(), n=1):\n        return [] if trials else [(0,) * 7]\n"
+    file.write_text(f"class Cautious:\n    def __init__(self, problem, seed=0):\n        pass\n\n{body}")
+    asked = ("search", "--space", "synthetic:3", "--eps", "1", "--where", "params<=50%", "--workdir", str(tmp_path), "-q")
+    done = nas(*asked, "--optimizer", f"{file}:Cautious")
+    assert done.returncode == 3
+    assert "no measured candidate is within eps and the bounds" in done.stderr
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "anneal.py"
