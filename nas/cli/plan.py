@@ -21,7 +21,7 @@ def plan(
     where: Annotated[list[str] | None, typer.Option("--where", help="Bound on a known cost, such as 'macs<=75%'; several allowed.")] = None,
     trials: Annotated[int, typer.Option("--trials", help="Measurements at most.")] = 60,
     measure_latency: Annotated[bool, typer.Option("--measure-latency", help="Time every block here and keep the table for latency_ms.")] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Samples of a timed call.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples of a timed call.")] = 1,
     device: options.Device = None,
     threads: options.Threads = None,
     workers: options.Workers = 1,

@@ -67,6 +67,10 @@ def export(
     directory = RunDirectory.open(run)
     if to.exists():
         raise InputError(f"'{to}' exists already; give a folder that does not")
+    if push is not None:
+        from nas.hub import check_repo
+
+        check_repo(push)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         if candidate is not None:
