@@ -319,6 +319,7 @@ def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path
         record._db.execute("DELETE FROM facts WHERE name = 'result'")
     summary: dict[str, Any] = json.loads(shown("show", str(run), "--json"))
     assert summary["stopped"] == "interrupted"
+    assert summary["space"] == json.loads(shown("show", str(searched), "--json"))["space"]
     assert len(summary["winners"]) == 2
     assert "teacher and winners" in shown("show", str(run))
 
