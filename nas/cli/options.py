@@ -67,12 +67,13 @@ Config = Annotated[
     Path | None, typer.Option("--config", callback=configure, is_eager=True, help="TOML file with a table per verb; the command line overrides it.")
 ]
 SpaceName = Annotated[str, typer.Option("--space", help="NAME, NAME:ARGUMENT or path/to/file.py:function; `nas spaces` lists the names.")]
-Teacher = Annotated[str | None, typer.Option("--teacher", help="embedded, a diffusers folder, or a hub id.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="embedded (the default), a diffusers folder, or a hub id.")]
 Library = Annotated[str | None, typer.Option("--library", help="Which library of surrogate blocks.")]
 Pictures = Annotated[Path | None, typer.Option("--data", help="Folder of pictures to calibrate and measure on, for a teacher that ships none.")]
-Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
+Minimize = Annotated[str | None, typer.Option("--minimize", help="Cost to minimise, such as params or macs; by default params, or the only cost there is.")]
+Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu (the default), cuda, cuda:1.")]
 NumericsWords = Annotated[
-    str | None, typer.Option("--numerics", help="How candidates are computed: fp32, bf16 or fp16, channels_last, compile; separated by commas.")
+    str | None, typer.Option("--numerics", help="How candidates are computed: fp32 (the default), bf16 or fp16, channels_last, compile; separated by commas.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; by default OMP_NUM_THREADS, else all cores.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that calibrate and measure side by side; threads are divided among them.")]
