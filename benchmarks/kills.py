@@ -220,7 +220,7 @@ def calibration_row(kills: int, folder: Path) -> dict[str, Any]:
         if hits == kills:
             break
         before = len(blocks(folder / "killed"))
-        count = killed(run_calibration(folder / "killed"), chance, first, 0.75 * (seconds - first) / 25)
+        count = killed(run_calibration(folder / "killed"), chance, 0.6 * first, 0.75 * (seconds - first) / 25)
         if count < 0:
             break
         hits += 1

@@ -6,6 +6,7 @@ import io
 import json
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_results_of_trainings_whose_manifest_vouches_for_them(tmp_path: Path) ->
     row = {"step": 1, "psnr": 20.0, "heldout_loss": 0.1}
     wider = {"autoencoder": [row], "joint": [row, row], "params": 3, "options": {}, "path": "x"}
     for folder, name, content, read, show in (
-        (tmp_path / "tuned", finetune.RESULT, tuned, finetune._finished, _show_finetuned),
+        (tmp_path / "tuned", finetune.RESULT, tuned, finetune._finished, partial(_show_finetuned, quiet=False)),
         (tmp_path / "wider", expand.RESULT, wider, expand._finished, _show_expanded),
     ):
         folder.mkdir()
