@@ -235,5 +235,6 @@ def function_of_file(path: Path, function: str, kind: str = "space") -> Any:
     if not callable(getattr(module, function, None)):
         takes = (lambda value: inspect.isfunction(value) or inspect.isclass(value)) if kind == "optimizer" else inspect.isfunction
         known = [name for name, value in vars(module).items() if takes(value) and value.__module__ == spec.name]
-        raise InputError(f"'{path}' has no {wanted} '{function}'; it has: {', '.join(known) or 'none'}")
+        lacks = f"has no {wanted} '{function}'" if function else f"needs the name of a {wanted} after it: {path}:NAME"
+        raise InputError(f"'{path}' {lacks}; it has: {', '.join(known) or 'none'}")
     return getattr(module, function)

@@ -56,14 +56,14 @@ def plan(source: Space, asked: SearchOptions, workers: int = 1) -> dict[str, Any
 
 
 def _bounds(asked: SearchOptions, costs: CostTable) -> tuple[tuple[Bound, ...], str | None]:
-    """The bounds and None, or none and why they cannot hold; what is no bound at all is an error."""
+    """The bounds and, where they cannot hold, why; what is no bound at all is an error."""
+    found = tuple(Bound.stated(text, costs) for text in asked.where)
     try:
-        found = tuple(Bound.parse(text, costs) for text in asked.where)
+        for text in asked.where:
+            Bound.parse(text, costs)
         check_together(found, costs)
     except InputError as error:
-        if "cannot hold" not in str(error):
-            raise
-        return (), str(error)
+        return found, str(error)
     return found, None
 
 

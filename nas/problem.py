@@ -77,6 +77,20 @@ class Bound:
         Raises:
             InputError: another form, an unknown metric, or a limit below what the cheapest candidate reaches.
         """
+        bound = cls.stated(text, costs)
+        teacher = costs.of((0,) * next(iter(costs.by_choice.values())).shape[0])[bound.metric]
+        least = costs.reach(bound.metric)[0]
+        if bound.limit < least * (1 - 1e-12):
+            raise InputError(f"bound '{text}' cannot hold: the least {bound.metric} of any candidate is {at_least(least, teacher)}; give at least that")
+        return bound
+
+    @classmethod
+    def stated(cls, text: str, costs: CostTable) -> "Bound":
+        """The same, whether or not any candidate can hold it.
+
+        Raises:
+            InputError: another form, or an unknown metric.
+        """
         instance("costs", costs, CostTable, "a space's costs() are one")
         if not isinstance(text, str):
             raise InputError(f"a bound must be a text such as 'macs<=75%', got {shown(text)}")
@@ -90,9 +104,6 @@ class Bound:
             limit = scaled(number, unit, teacher)
         except ValueError:
             raise InputError(f"bound '{text}': '{number}' is not a number") from None
-        least = costs.reach(metric)[0]
-        if limit < least * (1 - 1e-12):
-            raise InputError(f"bound '{text}' cannot hold: the least {metric} of any candidate is {at_least(least, teacher)}; give at least that")
         return cls(metric, limit)
 
 

@@ -139,7 +139,13 @@ def _connect(address: str | None, cpus: int) -> None:
     try:
         ray.init(**quiet, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"no Ray cluster answers at '{address or 'this machine'}': {str(error).splitlines()[0]}") from error
+        raise InputError(no_cluster(address or "this machine", error)) from error
+
+
+def no_cluster(address: str, error: Exception) -> str:
+    """What was found where a cluster was to answer, and the way out."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return f"no Ray cluster answers at '{address}' ({said}); start one with: ray start --head (docs/cluster.md), or leave out --address to start Ray here"
 
 
 def _check_reachable(address: str) -> None:
@@ -150,6 +156,18 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit():
         raise InputError(f"a Ray address reads HOST:PORT, ray://HOST:PORT or auto, got '{address}'")
     try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
+        with socket.create_connection((host, int(port)), _CONNECT_S) as connection:
+            speaks = os.environ.get("RAY_USE_TLS") == "1" or _speaks_http2(connection)
     except (OSError, OverflowError) as error:
-        raise InputError(f"no Ray cluster answers at '{address}' ({error}); start one with: ray start --head") from None
+        raise InputError(no_cluster(address, error)) from None
+    if not speaks:
+        raise InputError(no_cluster(address, ValueError("something other than Ray is there")))
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other side greets as a gRPC server does, which all of Ray's ports are: with a SETTINGS frame (RFC 9113, 3.4)."""
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    connection.settimeout(_CONNECT_S)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    greeting = connection.recv(9)
+    return len(greeting) > 3 and greeting[3] == settings[3]

@@ -42,7 +42,7 @@ _TRIAL: Form = {
     "candidate": [int], "costs": {str: _NUMBER}, "divergence": _NUMBER | None, "stderr": _NUMBER, "n_samples": int, "seconds": _NUMBER,
     "state": str, "reason": str, "attrs": {str: object},
 }  # fmt: skip
-_TABLE: Form = {"stages": [{"name": str, "choices": [{"name": str, "calibration_error": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
+_TABLE: Form = {"space?": str, "stages": [{"name": str, "choices": [{"name": str, "calibration_error": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
 _WINNER: Form = {
     "eps": _NUMBER, "feasible": bool, "candidate": dict | None, "divergence": _NUMBER | None, "stderr": _NUMBER | None, "n_samples": int,
     "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER}],

@@ -152,7 +152,7 @@ class SearchSpace:
         return {stage.name: stage.choices[k].name for stage, k in zip(self.stages, candidate, strict=True)}
 
     def parse(self, text: str) -> Candidate:
-        """The candidate that `"stage=choice,stage=choice"` describes; `"teacher"` and the empty text are the teacher.
+        """The candidate that `"stage=choice,stage=choice"` describes; `"teacher"` is the teacher.
 
         Names of choices may hold commas and equals signs: a comma separates where a stage's name and `=` follow, or the stage has a choice called as what
         stands before it.
@@ -169,6 +169,8 @@ class SearchSpace:
             if stage.strip() in names:
                 raise InputError(f"candidate '{text}' names stage '{stage.strip()}' twice")
             names[stage.strip()] = choice.strip()
+        if not names:
+            raise InputError(f"candidate '{text}' names no stage; give 'stage=choice,stage=choice', or '{TEACHER}'")
         return self.encode(names)
 
     def _pairs(self, text: str) -> list[str]:

@@ -106,7 +106,7 @@ def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
     alone = config["search"].get("workers", 1) == 1
     seconds = in_parts(record.fact("seconds", {}), sum(t.seconds for t in trials), record.fact("seconds_proposing", 0.0), alone=alone)
     return {
-        "space": config["space"]["name"], "teacher": teacher, "winners": winners, "n_trials": len(trials),
+        "space": (table or {}).get("space", config["space"]["name"]), "teacher": teacher, "winners": winners, "n_trials": len(trials),
         "n_measured": sum(not t.attrs.get("cached") for t in trials), "seconds": seconds, "stopped": "interrupted",
     }  # fmt: skip
 

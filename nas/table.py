@@ -1,9 +1,9 @@
 """Tables of all divergences of a space, in an `.npz` file.
 
     sizes             (S,)             choices of each stage
-    divergence        (prod sizes,)    row-major, last stage fastest; infinite where a measurement failed
+    divergence        (prod sizes,)    row-major, last stage fastest; infinite where a measurement failed; a search takes entry 0, the teacher's, as 0
     cost_<metric>     (S, max K)       one array a metric, at least one; padding is ignored
-    fixed_<metric>    scalar           cost of what is not searched, 0 when absent
+    fixed_<metric>    scalar           cost of what is not searched, 0 when absent; needs its cost_<metric>
     calibration_error (S, max K)       optional; NaN means unknown, column 0 counts as 0
     stderr            (prod sizes,)    optional standard errors of the divergences
 
@@ -92,7 +92,8 @@ def parse_table(arrays: Arrays) -> Table:
     n, padded = math.prod(sizes), (len(sizes), max(sizes))
     divergence = _floats(arrays, "divergence", (n,))
     if np.isnan(divergence).any():
-        raise InputError(f"'divergence' must not be NaN, got NaN at entry {int(np.isnan(divergence).argmax())}; use inf for a failed measurement")
+        first = int(np.isnan(divergence).argmax())
+        raise InputError(f"'divergence' must not be NaN, got NaN at entry {first} (counted from 0); use inf for a failed measurement")
     used = np.arange(padded[1]) < np.array(sizes)[:, None]
     return Table(sizes, divergence, _costs(arrays, padded, used), _calibration_errors(arrays, padded, used), _stderr(arrays, n))
 
@@ -108,7 +109,7 @@ def _sizes(arrays: Arrays) -> tuple[int, ...]:
     if sizes.ndim != 1 or not len(sizes) or not np.issubdtype(sizes.dtype, np.integer):
         raise InputError(f"'sizes' must hold one integer a stage, got shape {sizes.shape} of {sizes.dtype}")
     if sizes.min() < 1:
-        raise InputError(f"'sizes' must be at least 1 everywhere, got {int(sizes.min())} for stage {int(sizes.argmin())}")
+        raise InputError(f"'sizes' must be at least 1 everywhere, got {int(sizes.min())} for stage {int(sizes.argmin())} (counted from 0)")
     return tuple(sizes.tolist())
 
 
@@ -116,11 +117,15 @@ def _costs(arrays: Arrays, padded: tuple[int, int], used: NDArray[np.bool_]) -> 
     metrics = [name.removeprefix("cost_") for name in arrays if name.startswith("cost_")]
     if not metrics:
         raise InputError(f"at least one 'cost_<metric>' of shape {padded} must be there, got: {', '.join(arrays)}")
+    lonely = [name for name in arrays if name in ("cost_", "fixed_") or (name.startswith("fixed_") and name.removeprefix("fixed_") not in metrics)]
+    if lonely or "" in metrics:
+        name = "cost_" if "" in metrics else lonely[0]
+        lacks = "names no metric" if name in ("cost_", "fixed_") else f"has no 'cost_{name.removeprefix('fixed_')}' beside it"
+        raise InputError(f"array '{name}' {lacks}; costs are arrays 'cost_<metric>', such as 'cost_params', each with or without its 'fixed_<metric>'")
     by_choice, fixed = {}, {}
     for metric in metrics:
         values = _floats(arrays, f"cost_{metric}", padded)
-        if not (np.isfinite(values) & (values >= 0))[used].all():
-            raise InputError(f"'cost_{metric}' must be finite and not negative in columns below 'sizes'")
+        _check_entries(f"cost_{metric}", values, used & ~(np.isfinite(values) & (values >= 0)))
         by_choice[metric] = np.where(used, values, np.nan)
         if f"fixed_{metric}" in arrays:
             fixed[metric] = float(_floats(arrays, f"fixed_{metric}", ()))
@@ -134,8 +139,7 @@ def _calibration_errors(arrays: Arrays, padded: tuple[int, int], used: NDArray[n
         return None
     errors = np.where(used, _floats(arrays, "calibration_error", padded), np.nan)
     errors[:, 0] = 0.0
-    if (errors < 0).any() or np.isinf(errors).any():
-        raise InputError("'calibration_error' must be finite and not negative, or NaN where it is unknown")
+    _check_entries("calibration_error", errors, (errors < 0) | np.isinf(errors), ", or NaN where it is unknown")
     return errors
 
 
@@ -143,9 +147,16 @@ def _stderr(arrays: Arrays, n: int) -> Floats | None:
     if "stderr" not in arrays:
         return None
     stderr = _floats(arrays, "stderr", (n,))
-    if not (np.isfinite(stderr) & (stderr >= 0)).all():
-        raise InputError("'stderr' must be finite and not negative")
+    _check_entries("stderr", stderr, ~(np.isfinite(stderr) & (stderr >= 0)))
     return stderr
+
+
+def _check_entries(name: str, values: Floats, wrong: NDArray[np.bool_], other: str = "") -> None:
+    """Raises if an entry is wrong; names the first one."""
+    if wrong.any():
+        first = np.argwhere(wrong)[0].tolist()
+        where = "stage {}, choice {}".format(*first) if len(first) == 2 else f"entry {first[0]}"
+        raise InputError(f"'{name}' must be finite and not negative{other}, got {values[tuple(first)]:g} for {where} (counted from 0)")
 
 
 def _floats(arrays: Arrays, name: str, shape: tuple[int, ...]) -> Floats:

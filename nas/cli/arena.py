@@ -26,7 +26,7 @@ def compare(
     seeds: Annotated[int, typer.Option("--seeds", help="Independent runs of each optimizer.")] = 20,
     trials: Annotated[int, typer.Option("--trials", help="Measurements of a run at most.")] = 50,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes of one thread each.")] = 1,
-    minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise.")] = None,
+    minimize: options.Minimize = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="Bound on a known cost; several allowed.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write an SVG of regret over measurements, medians with quartile bands.")] = None,
     json: options.Json = False,

@@ -16,7 +16,7 @@ from nas.errors import DamagedFile, InputError, NasError, NothingFeasible
 def cascade(
     run: options.Run,
     eps: Annotated[float | None, typer.Option("--eps", help="Which eps of the run, when it has several.")] = None,
-    trials: Annotated[int, typer.Option("--trials", help="Measurements of the search that goes on with larger eps.")] = 120,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Measurements of the search that goes on with larger eps.")] = 120,
     threads: options.Threads = None,
     trust: Annotated[bool, typer.Option("--trust", help="Run the Python file that the run names as its space.")] = False,
     json: options.Json = False,

@@ -32,6 +32,9 @@ def show(
         for line in lost:
             err.print(line, markup=False)
     else:
+        if source is not None and not source.exists():
+            known = f"a TOML file with a table [{verb}], a run directory such as runs/NAME, or nothing for the defaults"
+            raise InputError(f"no configuration '{source}'; give {known}")
         found = {verb: resolved(context, verb, source)}
     if json:
         print_json(found)
@@ -47,7 +50,7 @@ def resolved(context: typer.Context, verb: str, file: Path | None) -> dict[str, 
     if verb not in verbs:
         raise InputError(f"unknown verb '{verb}'{did_you_mean(verb, verbs)}")
     command = verbs[verb]
-    fresh = type(context)(command, info_name=verb)
+    fresh = type(context)(command, parent=context.find_root(), info_name=verb)
     if file is not None:
         options.configure(fresh, file)
     defaults = {parameter.name: parameter.default for parameter in command.params if parameter.name not in ("help", "_", "json") and not parameter.required}

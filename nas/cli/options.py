@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,37 +15,65 @@ if TYPE_CHECKING:
     from nas.cli.console import Terminal
 
 
+CONFIGURED = "nas.configured"
+"""Where a context notes its configuration file and the table it read."""
+
+
 def configure(context: typer.Context, path: Path | None) -> Path | None:
     """Makes the table of the verb in a TOML file the defaults of its options; the command line overrides it."""
     if path is None:
         return None
     verb = context.info_name or ""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get(verb, {})
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read configuration {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"configuration {path} is not TOML: {error}") from error
-    known = [parameter.name for parameter in context.command.params if parameter.name]
-    if not isinstance(table, dict):
-        raise InputError(f"configuration {path}: '{verb}' must be a table [{verb}], got {type(table).__name__}")
-    for name in table:
-        if name.replace("-", "_") not in known:
-            raise InputError(f"configuration {path}: [{verb}] has no option '{name}'{did_you_mean(name, known)}")
-    context.default_map = {**(context.default_map or {}), **{name.replace("-", "_"): value for name, value in table.items()}}
+    _check_tables(path, tables, verb, {verb, *_configurable(context.find_root().command)})
+    table = tables.get(verb, {})
+    known = {parameter.name: parameter for parameter in context.command.params if parameter.name and not parameter.name.startswith("_")}
+    values = {}
+    for name, value in table.items():
+        parameter = known.get(name.replace("-", "_"))
+        if parameter is None:
+            raise InputError(f"configuration {path}: [{verb}] has no option '{name}'{did_you_mean(name, [key.replace('_', '-') for key in known])}")
+        values[str(parameter.name)] = [value] if getattr(parameter, "multiple", False) and not isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **values}
+    context.meta[CONFIGURED] = path, verb
     return path
+
+
+def _check_tables(path: Path, tables: Mapping[str, Any], verb: str, verbs: Collection[str]) -> None:
+    """Raises unless each name is that of a verb and holds a table."""
+    for name, value in tables.items():
+        if name not in verbs and isinstance(value, dict):
+            raise InputError(f"configuration {path}: [{name}] is the table of no verb that takes --config{did_you_mean(name, verbs)}")
+        if name not in verbs:
+            raise InputError(f"configuration {path}: '{name}' stands in no table; write it below [{verb}]")
+        if not isinstance(value, dict):
+            raise InputError(f"configuration {path}: '{name}' must be a table [{name}], got {type(value).__name__}")
+
+
+def _configurable(command: Any) -> Iterator[str]:
+    """Names of all verbs below a command that take a configuration file."""
+    for name, below in getattr(command, "commands", {}).items():
+        if any(getattr(parameter, "callback", None) and "--config" in parameter.opts for parameter in below.params):
+            yield name
+        yield from _configurable(below)
 
 
 Config = Annotated[
     Path | None, typer.Option("--config", callback=configure, is_eager=True, help="TOML file with a table per verb; the command line overrides it.")
 ]
 SpaceName = Annotated[str, typer.Option("--space", help="NAME, NAME:ARGUMENT or path/to/file.py:function; `nas spaces` lists the names.")]
-Teacher = Annotated[str | None, typer.Option("--teacher", help="embedded, a diffusers folder, or a hub id.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="embedded (the default), a diffusers folder, or a hub id.")]
 Library = Annotated[str | None, typer.Option("--library", help="Which library of surrogate blocks.")]
 Pictures = Annotated[Path | None, typer.Option("--data", help="Folder of pictures to calibrate and measure on, for a teacher that ships none.")]
-Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
+Minimize = Annotated[str | None, typer.Option("--minimize", help="Cost to minimise, such as params or macs; by default params, or the only cost there is.")]
+Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu (the default), cuda, cuda:1.")]
 NumericsWords = Annotated[
-    str | None, typer.Option("--numerics", help="How candidates are computed: fp32, bf16 or fp16, channels_last, compile; separated by commas.")
+    str | None, typer.Option("--numerics", help="How candidates are computed: fp32 (the default), bf16 or fp16, channels_last, compile; separated by commas.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Compute threads; by default OMP_NUM_THREADS, else all cores.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that calibrate and measure side by side; threads are divided among them.")]

@@ -13,15 +13,15 @@ from nas.errors import InputError
 
 def plan(
     space: options.SpaceName = "tocsr_unet",
-    eps: Annotated[list[float] | None, typer.Option("--eps", help="Bound on the divergence; several allowed.")] = None,
+    eps: Annotated[list[float] | None, typer.Option("--eps", help="Bound on the divergence; several allowed; 0.005 by default.")] = None,
     teacher: options.Teacher = None,
     library: options.Library = None,
     data: options.Pictures = None,
-    minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise: params, macs, latency_ms, memory_mb, ...")] = None,
+    minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise: params (the default), macs, latency_ms, memory_mb, ...")] = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="Bound on a known cost, such as 'macs<=75%'; several allowed.")] = None,
     trials: Annotated[int, typer.Option("--trials", help="Measurements at most.")] = 60,
     measure_latency: Annotated[bool, typer.Option("--measure-latency", help="Time every block here and keep the table for latency_ms.")] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Samples of a timed call.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples of a timed call.")] = 1,
     device: options.Device = None,
     threads: options.Threads = None,
     workers: options.Workers = 1,

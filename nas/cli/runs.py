@@ -69,6 +69,10 @@ def export(
     directory = RunDirectory.open(run)
     if to.exists():
         raise InputError(f"'{to}' exists already; give a folder that does not")
+    if push is not None:
+        from nas.hub import check_repo
+
+        check_repo(push)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         if candidate is not None:
@@ -102,7 +106,9 @@ def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: boo
     if ".py" in origin["name"] and not trust:  # the run may come from somebody else
         raise InputError(f"run '{directory.path}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
     options.set_threads(None)
-    task = resolve_space(located(origin.pop("name"), directory.path), **origin).prepare(Terminal())
+    source = resolve_space(located(origin.pop("name"), directory.path), **origin)
+    source.space.parse(text)  # wrong names stop here, before anything is calibrated
+    task = source.prepare(Terminal())
     if task.export is None:
         raise InputError(f"space '{task.space.name}' has no models to export")
     candidate = task.space.parse(text)

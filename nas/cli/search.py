@@ -26,12 +26,14 @@ def search(
     optimizer: Annotated[str, typer.Option("--optimizer", help="`nas optimizers` lists them; or path/to/file.py:NAME.")] = "eps_gp",
     trials: Annotated[int, typer.Option("--trials", help="Measurements at most, over all eps.")] = 60,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the optimizer.")] = 0,
-    minimize: Annotated[str | None, typer.Option("--minimize", help="Cost to minimise, such as params or macs.")] = None,
+    minimize: options.Minimize = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="Bound on a known cost, such as 'macs<=75%'; several allowed.")] = None,
-    delta: Annotated[float | None, typer.Option("--delta", help="Stop when a better candidate is less probable than this.")] = None,
+    delta: Annotated[
+        float | None, typer.Option("--delta", help="Stop when a better candidate is less probable than this; by default the optimizer's own, 0.01 of eps_gp.")
+    ] = None,
     keep_dominated: Annotated[bool, typer.Option("--keep-dominated", help="Search blocks too that a cheaper and better one dominates.")] = False,
     workdir: Annotated[Path, typer.Option("--workdir", help="Where run directories are kept.")] = Path("runs"),
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run directory.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run directory; by default SPACE-HASH.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start afresh; an existing run of that name is moved aside.")] = False,
     device: options.Device = None,
     numerics: options.NumericsWords = None,

@@ -66,7 +66,7 @@ def farewell(number: int) -> str:
     arguments = [argument for argument in sys.argv[1:] if argument != "--new"]
     kept = next((text for verb, text in _KEPT.items() if tuple(arguments[: len(verb)]) == verb), None)
     if kept is None:
-        return "interrupted"
+        return "interrupted; nothing of a comparison is kept" if arguments[:1] == ["compare"] else "interrupted"
     return f"interrupted by {signal.Signals(number).name}; {kept}. Go on with: {shlex.join(['nas', *arguments])}"
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from nas.arguments import shown
+from nas.cli.options import CONFIGURED
 from nas.errors import did_you_mean
 
 UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -27,9 +29,22 @@ def usage_line(problem: Any, arguments: Sequence[str] | None = None) -> str:
     elif hasattr(getattr(context, "command", None), "commands") and message.startswith("No such command"):
         wanted = message.split("'")[1]
         message = f"no verb '{wanted}'{did_you_mean(wanted, context.command.commands)}"
+    elif place := _configured(problem):
+        return f"{place}: {problem.message}"
     else:
         message = message[:1].lower() + message[1:].rstrip(".") + _given(getattr(problem, "param", None), sys.argv[1:] if arguments is None else arguments)
     return f"{command}: {message}; `{command} --help` says more"
+
+
+def _configured(problem: Any) -> str:
+    """File, table and key of a value that came from a configuration file; nothing for one of the command line."""
+    parameter, context = getattr(problem, "param", None), problem.ctx
+    if context is None or parameter is None or CONFIGURED not in context.meta or parameter.name not in (context.default_map or {}):
+        return ""
+    if getattr(context.get_parameter_source(parameter.name), "name", "") != "DEFAULT_MAP":
+        return ""
+    path, table = context.meta[CONFIGURED]
+    return f"configuration {path}: [{table}] {parameter.name.replace('_', '-')} = {shown(context.default_map[parameter.name])}"
 
 
 def _given(parameter: Any, arguments: Sequence[str]) -> str:

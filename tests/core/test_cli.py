@@ -244,6 +244,15 @@ def test_a_damaged_winner_is_not_exported(tmp_path: Path) -> None:
     assert "winner is missing; the same `nas search` saves it again" in nas("show", str(run.path)).stdout
 
 
+def test_a_hub_name_that_cannot_be_is_told_before_anything_is_exported(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
+    run.record()
+    done = nas("export", str(run.path), "--to", str(tmp_path / "model"), "--push-to-hub", "bad")
+    assert (done.returncode, done.stderr) == (2, "error: cannot push to 'bad', which names no account; give USER/NAME\n")
+    assert not (tmp_path / "model").exists()
+
+
 def test_show_of_a_run_that_was_stopped_before_its_first_trial_says_so(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create({"space": {"name": "demo"}, "search": {"eps": [0.1]}})
@@ -362,6 +371,9 @@ BAD = [
     ("spaces", "show", "tocsr_unet", "--scale", "sdxl"),
     ("compare", "--eps", "0.1", "--optimizers", "nothing"),
     ("compare", "--eps", "0.1", "--seeds", "0"),
+    ("compare", "--eps", "0.1", "--optimizers", "anneal.py"),
+    ("plan", "--space", "synthetic:3", "--batch", "0"),
+    ("cascade", "nowhere", "--trials", "0"),
     ("nonsense",),
 ]
 

@@ -365,6 +365,7 @@ def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path
         record._db.execute("DELETE FROM facts WHERE name = 'result'")
     summary: dict[str, Any] = json.loads(shown("show", str(run), "--json"))
     assert summary["stopped"] == "interrupted"
+    assert summary["space"] == json.loads(shown("show", str(searched), "--json"))["space"]
     assert len(summary["winners"]) == 2
     text = shown("show", str(run))
     assert "teacher and winners" in text
@@ -390,6 +391,36 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str | 
     done = nas("search", "--config", str(path), "--eps", "0.1")
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[serch]\ntrials = 2", "[serch] is the table of no verb that takes --config; did you mean 'search'?"),
+        ("[search]\n[sarch]\ntrials = 2", "[sarch] is the table of no verb that takes --config; did you mean 'search'?"),
+        ("eps = [0.1]", "'eps' stands in no table; write it below [search]"),
+        ('[search]\neps = "x"', "[search] eps = ['x']: "),
+        ('[search]\neps = [0.1]\nworkers = "a"', "[search] workers = 'a': "),
+        ("[search]\nzebra = 1", "[search] has no option 'zebra'; known: address, data,"),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_is_named_with_its_file(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "nas.toml"
+    path.write_text(content)
+    done = nas("search", "--config", str(path), "--quiet")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"configuration {path}: {message}" in done.stderr
+
+
+def test_a_configuration_may_serve_several_verbs_and_give_one_eps_as_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "nas.toml"
+    path.write_text("[search]\neps = 0.1\n[plan]\ntrials = 3\n[finetune]\nsteps = 5\n")
+    assert json.loads(shown("config", "show", str(path), "--json"))["search"]["eps"] == [0.1]
+    assert nas("search", "--config", str(path), "--eps", "x").stderr.startswith("error: nas search: invalid value for '--eps'")
+
+
+def test_a_configuration_that_is_not_there_is_told_with_the_ways_out(tmp_path: Path) -> None:
+    assert "give a TOML file with a table [search], a run directory such as runs/NAME" in nas("config", "show", str(tmp_path / "none")).stderr
 
 
 def test_packages_that_are_not_installed_are_named_with_the_way_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_a_folder_becomes_one_private_repository(hub: str, folder: Path) -> None
     assert b"# A model" in Hub.files["README.md"]
 
 
-@pytest.mark.parametrize("repo", ["no name", "a/b/c"])
+@pytest.mark.parametrize("repo", ["no name", "a/b/c", "bad"])
 def test_a_name_that_cannot_be_is_one_line(hub: str, folder: Path, repo: str) -> None:
     with pytest.raises(InputError, match=r"cannot push to .*give USER/NAME"):
         push(folder, repo)

@@ -115,7 +115,7 @@ def test_a_search_with_an_optimizer_of_a_file_goes_on_until_the_file_is_edited(f
         (":NoSeed", "must take (problem, seed=0): got an unexpected keyword argument 'seed'"),
         (":nothing", "gives a int, which has no method 'propose(trials, pending=(), n=1)'"),
         (":Annealing", "has no class or function 'Annealing'; it has: Random, Raises, NoSeed, nothing"),
-        ("", "has no class or function ''; it has: Random"),
+        ("", "needs the name of a class or function after it: {file}:NAME; it has: Random"),
         ("x:Random", "unknown optimizer"),
     ],
 )

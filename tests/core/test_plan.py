@@ -38,6 +38,7 @@ def test_bounds_that_cannot_hold_are_said_with_the_reason(home: Path) -> None:
     done = nas("plan", "--space", TOY, "--where", "params<=1", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["satisfiable"] is False
+    assert json.loads(done.stdout)["costs"]["params"]["bound"] == 1
     assert "the least params of any candidate is" in done.stderr
     assert nas("plan", "--space", TOY, "--where", "flops<=1").returncode == 2
 

@@ -5,7 +5,9 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -55,6 +57,11 @@ def test_an_address_where_nothing_answers_is_refused_soon() -> None:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody answers
         with pytest.raises(InputError, match=r"no Ray cluster answers at '127.0.0.1:.*ray start --head"):
             RayWorkers(Origin("synthetic:3"), 1, address=f"127.0.0.1:{taken.getsockname()[1]}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=r"something other than Ray is there.; start one with: ray start --head .docs/cluster.md."):
+            RayWorkers(Origin("synthetic:3"), 1, address=f"127.0.0.1:{other.server_port}")
+        other.shutdown()
     with pytest.raises(InputError, match="reads HOST:PORT"):
         RayWorkers(Origin("synthetic:3"), 1, address="somewhere")
 

@@ -74,7 +74,11 @@ def test_a_verb_that_cannot_be_gone_on_with_just_ends() -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["tocsr", "finetune", "RUN"], "the last checkpoint is kept. Go on with: nas tocsr finetune RUN"), (["tocsr", "upscale", "x"], "interrupted")],
+    [
+        (["tocsr", "finetune", "RUN"], "the last checkpoint is kept. Go on with: nas tocsr finetune RUN"),
+        (["tocsr", "upscale", "x"], "interrupted"),
+        (["compare", "--eps", "1"], "interrupted; nothing of a comparison is kept"),
+    ],
 )
 def test_trainings_say_how_to_go_on(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["nas", *words])

@@ -12,7 +12,13 @@ def space() -> SearchSpace:
 
 def test_parse_leaves_unnamed_stages_to_the_teacher(space: SearchSpace) -> None:
     assert space.parse("up=id") == (0, 2)
-    assert space.parse("teacher") == space.parse("") == space.teacher
+    assert space.parse("teacher") == space.teacher
+
+
+@pytest.mark.parametrize("text", ["", "  ", ","])
+def test_an_empty_candidate_is_refused(space: SearchSpace, text: str) -> None:
+    with pytest.raises(InputError, match="names no stage; give 'stage=choice,stage=choice', or 'teacher'"):
+        space.parse(text)
 
 
 def test_names_with_commas_and_equals_signs_are_read_back_as_they_are_printed() -> None:
@@ -21,7 +27,7 @@ def test_names_with_commas_and_equals_signs_are_read_back_as_they_are_printed() 
     for candidate in map(tuple, space.enumerate().tolist()):
         named = space.decode(candidate).items()
         assert space.parse(",".join(f"{stage}={choice}" for stage, choice in named)) == candidate
-        assert space.parse(", ".join(f"{stage}={choice}" for stage, choice in named if choice != "teacher")) == candidate
+        assert space.parse(", ".join(f"{stage}={choice}" for stage, choice in named if choice != "teacher") or "teacher") == candidate
     with pytest.raises(InputError, match="stage 'up' has no choice 'token=32,chanel=64'; did you mean"):
         SearchSpace("odd", (Stage("up", tuple(map(Choice, odd[:2]))),)).parse("up=token=32,chanel=64")
     assert space.parse("up=token=32,") == (0, 0, 2)

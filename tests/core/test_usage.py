@@ -35,6 +35,12 @@ def test_a_command_line_that_cannot_be_read_costs_one_line(arguments: tuple[str,
     assert "--help` says more" in done.stderr
 
 
+def test_help_says_what_holds_where_an_option_is_left_out() -> None:
+    said = " ".join(command("search", "--help").stdout.split())
+    assert "by default the optimizer's own, 0.01 of eps_gp" in said
+    assert "by default params, or the only cost there is" in said
+
+
 @pytest.mark.parametrize("arguments", [(), ("tocsr",), ("cache",)])
 def test_a_command_given_nothing_shows_its_help(arguments: tuple[str, ...]) -> None:
     done = command(*arguments)

@@ -97,6 +97,12 @@ def test_an_infinite_divergence_is_a_failed_measurement(tmp_path: Path) -> None:
         ({"calibration_error": np.zeros((3, 2))}, "'calibration_error' must hold"),
         ({"stderr": np.full(6, NAN)}, "'stderr' must be finite"),
         ({"stderr": np.full(5, 0.1)}, "'stderr' must hold"),
+        ({"sizes": np.array([6, 0])}, "for stage 1 .counted from 0."),
+        ({"cost_params": np.array([[10, -5, NAN], [20, 12, 4]])}, "got -5 for stage 0, choice 1 .counted from 0."),
+        ({"calibration_error": np.array([[0, 1, NAN], [0, 1, -3]])}, "got -3 for stage 1, choice 2 .counted from 0."),
+        ({"stderr": np.array([0, 0, 0, -1.0, 0, 0])}, "got -1 for entry 3 .counted from 0."),
+        ({"cost_macs": None, "fixed_macs": np.array(1.0)}, "'fixed_macs' has no 'cost_macs' beside it"),
+        ({"cost_": np.ones((2, 3))}, "'cost_' names no metric"),
     ],
 )
 def test_a_malformed_table_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
