@@ -11,7 +11,9 @@ Wall time, the device waited for before and after; medians of rounds in which ri
 
 First the embedded teacher, then a U-Net of SD1.5's size with random weights.
 
-    python benchmarks/gpu.py FOLDER [--device cuda] [--quick]
+    python benchmarks/gpu.py FOLDER [--device cuda] [--quick] [--parts embedded compiled "SD1.5 at 32x32" "SD1.5 at 64x64"]
+
+Further parts are added to the file of the same day in the same folder.
 """
 
 import argparse
@@ -51,6 +53,7 @@ from nas.spaces.tocsr.space import tocsr_unet
 from nas.spaces.tocsr.unet import example_inputs, unet_graph
 
 ROUNDS = 3
+PARTS = ["embedded", "compiled", "SD1.5 at 32x32", "SD1.5 at 64x64"]
 
 
 def wait() -> None:
@@ -233,13 +236,17 @@ def residence(case: Case, device: torch.device) -> dict[str, float]:
     return {"weights (MB)": sum(p.nbytes for p in block.parameters()) / 1e6, "first use (ms)": 1000 * first, "further use (ms)": 1000 * further}
 
 
-def embedded(device: torch.device, quick: bool) -> dict[str, Any]:
-    """The embedded teacher."""
+def embedded_case(device: torch.device, n: int) -> Case:
+    """The embedded teacher, its library with weights as drawn, and `n` samples."""
     network = tocsr_unet(device=str(device))
     made = network.uncalibrated()
     blocks = [[network.graph[s.name].module, *(made[s.name, c.name].eval().requires_grad_(False) for c in s.choices[1:])] for s in network.stages]
-    samples = network.data.measure.rows(slice(0, 32 if quick else 128))
-    case = Case(network.graph, network.stages, blocks, samples, 32)
+    return Case(network.graph, network.stages, blocks, network.data.measure.rows(slice(0, n)), 32)
+
+
+def embedded(device: torch.device, quick: bool) -> dict[str, Any]:
+    """The embedded teacher."""
+    network, case = tocsr_unet(device=str(device)), embedded_case(device, 32 if quick else 128)
     candidate = tuple(1 for _ in network.stages)
     words = ["fp32", "tf32", "channels_last", "bf16", "fp16", "bf16,channels_last"]
     few = 25 if quick else 75
@@ -252,8 +259,13 @@ def embedded(device: torch.device, quick: bool) -> dict[str, Any]:
         "calibrating": calibrating(network, few),
         "residence": residence(case, device),
         "latency": latency,
-        "compiled": numerics(case, [] if quick else ["compile", "bf16,compile"], candidate),
     }
+
+
+def compiled(device: torch.device) -> dict[str, Any]:
+    """The embedded teacher and one candidate through `torch.compile`."""
+    case = embedded_case(device, 128)
+    return numerics(case, ["compile", "bf16,compile"], tuple(1 for _ in case.stages))
 
 
 def full_size(device: torch.device, size: int, n: int) -> dict[str, Any]:
@@ -283,30 +295,31 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="by default all, or the first alone where `--quick`")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(asked.device)
-    content: dict[str, Any] = {
-        "benchmark": "gpu",
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    path = asked.folder / f"gpu-{time.strftime('%Y-%m-%d')}.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"benchmark": "gpu", "date": time.strftime("%Y-%m-%d"), "commands": []}
+    content["commands"].append(" ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]))
+    content |= {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {"embedded": lambda: embedded(device, asked.quick)}
-    if not asked.quick:
-        parts |= {"SD1.5 at 32x32": lambda: full_size(device, 32, 8), "SD1.5 at 64x64": lambda: full_size(device, 64, 8)}
-    for name, part in parts.items():
+    for name in asked.parts or (PARTS[:1] if asked.quick else PARTS):
         started = time.perf_counter()
         try:
-            content[name] = part()
+            if name == "embedded":
+                content[name] = embedded(device, asked.quick)
+            else:
+                content[name] = compiled(device) if name == "compiled" else full_size(device, int(name.split("x")[-1]), 8)
         except Exception as failure:  # what was measured before is kept
             content[name] = {"failed": traceback.format_exc()}
             print(failure, file=sys.stderr)
         content[name]["seconds in all"] = time.perf_counter() - started
-        (asked.folder / f"gpu-{content['date']}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

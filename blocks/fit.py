@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from nas.blocks.ridge import solve_ends
 from nas.devices import repeatable
 from nas.errors import InputError
 from nas.graph import Step, call_step
+from nas.graphed import Graphed
 
 WATCHED = 48
 """Held-out samples that are looked at during a fit, at least, if there are so many; the error that counts is over all of them."""
@@ -81,6 +83,7 @@ class Fit:
         self.block, self._step, self._variances, self._settings = block, step, variances, settings
         self._flat = FlatParameters([p for p in block.parameters() if p.requires_grad])
         self._adam = FlatAdam(self._flat, most=1.0)
+        self._descend = Graphed(partial(_descend, block, step, variances, self._flat, self._adam))
         self._norms: list[Tensor] = []
         self._kept: dict[str, Tensor] | None = None
         self._stale = 0
@@ -96,9 +99,7 @@ class Fit:
     def advance(self, batch: Batch) -> None:
         """One step; nothing in here waits for the device."""
         started = time.perf_counter()
-        self._flat.zero_grad()
-        differentiate(self.block, self._step, self._variances, batch)
-        self._norms.append(self._adam.step(self._lr(self.steps)))
+        self._norms.append(self._descend(self._adam.rate(self._lr(self.steps)), *batch[0], *batch[1]))
         self.steps += 1
         self.seconds += time.perf_counter() - started
 
@@ -215,6 +216,13 @@ def calibrate_block(block: nn.Module, features: Features, settings: CalibrationS
     if fit.failure:
         raise Diverged(fit.failure)
     return dict(zip(features.step.writes, fit.errors.tolist(), strict=True)), fit.steps
+
+
+def _descend(block: nn.Module, step: Step, variances: Sequence[float], flat: FlatParameters, adam: FlatAdam, lr: Tensor, *batch: Tensor) -> Tensor:
+    """One step of Adam on a batch, what the stage read and then what it wrote; the gradients' norm before it, `()`."""
+    flat.zero_grad()
+    differentiate(block, step, variances, (batch[: len(step.reads)], batch[len(step.reads) :]))
+    return adam.step(lr)
 
 
 def differentiate(block: nn.Module, step: Step, variances: Sequence[float], batch: Batch) -> None:

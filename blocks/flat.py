@@ -63,9 +63,14 @@ class FlatAdam:
         self._means, self._squares = ([torch.zeros_like(vector) for vector in flat.vectors] for _ in range(2))
         self._steps = [torch.zeros((), device=vector.device) for vector in flat.vectors]
 
+    def rate(self, lr: float) -> Tensor:
+        """A learning rate as `step` takes it, `()`: on CUDA where the parameters are, so that nobody waits for it."""
+        device = self._steps[0].device if self._steps else torch.device("cpu")
+        return torch.full((), lr, device=device, dtype=torch.float32 if device.type == "cuda" else torch.float64)
+
     @torch.no_grad()
-    def step(self, lr: float) -> Tensor:
-        """One step; the gradients' norm before it, `()`."""
+    def step(self, lr: Tensor) -> Tensor:
+        """One step at a `rate`; the gradients' norm before it, `()`."""
         norm = self._flat.norm()
         gradients = [vector.grad for vector in self._flat.vectors if vector.grad is not None]
         adam(

@@ -230,7 +230,7 @@ def test_flat_parameters_go_the_way_of_clipping_and_adam(most: float) -> None:
         for net in nets:
             net[1](net[0](torch.full((1, 3), step + 1.0)).double()).square().sum().backward()
         norm = nn.utils.clip_grad_norm_(nets[1].parameters(), most)
-        torch.testing.assert_close(mine.step(0.1), norm.float(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(mine.step(mine.rate(0.1)), norm.float(), rtol=1e-5, atol=0)
         usual.step()
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

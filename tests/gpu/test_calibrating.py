@@ -10,6 +10,7 @@ from nas.blocks.calibration import CalibrationSettings, Calibrator, calibrate_bl
 from nas.blocks.features import FeatureBank, FeatureBudget, Features, RecomputedFeatures, StageFeatures, collect_features
 from nas.blocks.fit import Fit
 from nas.blocks.store import BlockStore
+from nas.graphed import WARM_UP
 from nas.progress import Quiet
 from nas.spaces.network import NetworkSpace
 from nas.spaces.tocsr.space import tocsr_unet
@@ -46,7 +47,9 @@ def test_errors_are_near_the_cpus(space: NetworkSpace, features: StageFeatures) 
 
 def test_nobody_waits_for_a_step(space: NetworkSpace, features: StageFeatures) -> None:
     fit, batch = Fit(block_of(space), features.step, features.output_variances, SETTINGS), features.batch(torch.arange(SETTINGS.batch_size))
-    fit.advance(batch)
+    for _ in range(WARM_UP + 1):
+        fit.advance(batch)
+    assert fit._descend.recorded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -21,8 +21,8 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
 
 from nas.checkpoint import load_checkpoint, save_checkpoint
+from nas.graphed import Graphed
 from nas.spaces.tocsr.training.codec import CHANNELS, PATCH, LinearCodec
-from nas.spaces.tocsr.training.graphed import Graphed
 from nas.spaces.tocsr.training.pictures import Emoji
 from nas.spaces.tocsr.training.pools import Pools
 from nas.spaces.tocsr.training.posters import SIZE
