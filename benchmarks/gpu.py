@@ -96,7 +96,7 @@ class Case:
     def whole(self, candidate: Candidate) -> list[Tensor]:
         """Forward passes with the candidate's modules in place."""
         chosen = {stage.name: row[k] for stage, row, k in zip(self.stages, self.blocks, candidate, strict=True)}
-        with torch.no_grad():
+        with torch.no_grad(), Numerics().context(self.graph.device or "cpu"):
             return [self.graph.run(part.inputs, chosen) for part in self.samples.chunks(self.chunk)]
 
     def by_whole_passes(self, candidates: Sequence[Candidate]) -> list[float]:
@@ -141,7 +141,8 @@ def measuring(case: Case, count: int) -> dict[str, Any]:
     for name, candidates in case.lists(count).items():
         times = medians({"whole": lambda c=candidates: case.by_whole_passes(c), "evaluator": lambda c=candidates: case.by_evaluator(c)})
         with Numerics().context(case.graph.device or "cpu"):
-            floor, whole = case.floor(candidates), case.by_whole_passes(candidates)
+            floor = case.floor(candidates)
+        whole = case.by_whole_passes(candidates)
         found[name] = {
             "seconds": times,
             "candidates a second": count / times["evaluator"],

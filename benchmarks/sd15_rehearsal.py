@@ -170,7 +170,8 @@ def main() -> None:
         "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if asked.device.startswith("cuda") else None,
         "evaluation": json.loads((asked.work / "runs" / "sd15" / "evaluation.json").read_text()),
     }
-    write_result("sd15_rehearsal" if asked.width == FULL else f"sd15_rehearsal_width_{asked.width}", content, asked.out)
+    name = "sd15_rehearsal" + (f"_width_{asked.width}" if asked.width != FULL else "") + ("" if asked.device == "cpu" else f"_{asked.device.split(':')[0]}")
+    write_result(name, content, asked.out)
 
 
 if __name__ == "__main__":
