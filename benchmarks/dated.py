@@ -7,11 +7,12 @@ import re
 import shlex
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from nas.versions import installed
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -28,7 +29,7 @@ def write_result(name: str, content: dict[str, Any], folder: Path = FOLDER) -> P
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
         "command": command(),
-        "versions": {package: version(package) for package in ("stage-nas", "torch", "diffusers", "botorch", "numpy")},
+        "versions": {package: installed(package) for package in ("stage-nas", "torch", "diffusers", "botorch", "numpy")},
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),

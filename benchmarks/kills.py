@@ -39,7 +39,7 @@ from nas.graph import StageGraph, Step
 from nas.job import search
 from nas.names import OPTIMIZERS
 from nas.progress import Quiet
-from nas.record import RunDirectory
+from nas.run_directory import RunDirectory
 from nas.space import Choice, Stage
 from nas.spaces.network import NetworkSpace
 

@@ -24,7 +24,7 @@ import psutil
 
 from nas.job import search
 from nas.problem import CostTable
-from nas.record import RunDirectory
+from nas.run_directory import RunDirectory
 from nas.summary import summarize
 from nas.table import Table, write_table
 

@@ -31,7 +31,7 @@ from torch.nn import functional
 import nas
 from nas.cli.console import Terminal
 from nas.home import nas_home
-from nas.record import RunDirectory
+from nas.run_directory import RunDirectory
 from nas.spaces.tocsr import CompactUNet
 from nas.spaces.tocsr.finetune import finetune
 from nas.spaces.tocsr.sr.conditional import ConditionalModel, Diffused, conditional_unet

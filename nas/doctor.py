@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from nas.errors import DamagedFile, NasError
 from nas.files import MANIFEST, check_form, damage, inside, move_aside, read_json, write_whole
-from nas.record import Record, RunDirectory, to_toml
+from nas.record import Record
+from nas.run_directory import RunDirectory, to_toml
 from nas.trial import Trial
 
 MADE_OF_A_WINNER = {"cascade-eps*": "nas cascade", "finetuned-*": "nas tocsr finetune"}

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,15 @@ from nas.names import check_is_space, check_optimizer, own_code, resolve_optimiz
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.progress import Progress, Quiet
 from nas.protocols import HasMoreCosts, Space, StatesWhatIsLeft, Task
-from nas.record import Record, RunDirectory
+from nas.record import Record
 from nas.report import ReportWriter
 from nas.result import SearchResult as SearchResult
 from nas.result import stage_table as stage_table
+from nas.run_directory import RunDirectory
 from nas.space import SearchSpace
 from nas.study import Study, Winner
 from nas.trial import Trial
+from nas.versions import installed
 
 
 def search(
@@ -120,7 +121,7 @@ def run_config(source: Space, asked: SearchOptions, origin: Mapping[str, Any], w
         },
         "asked": {"trials": asked.trials},
         "fingerprints": {**source.fingerprint(), **_measured_costs(source, asked), **own_code(asked.optimizer)},
-        "versions": {package: version(package) for package in ("stage-nas", "torch", "numpy")},
+        "versions": {package: installed(package) for package in ("stage-nas", "torch", "numpy")},
     }
 
 

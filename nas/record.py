@@ -1,27 +1,16 @@
-"""The record of a run: its directory, its configuration, and one SQLite file of trials and facts that survives kill -9."""
+"""The record of a run: one SQLite file of trials and facts that survives kill -9."""
 
-import fcntl
-import glob
 import hashlib
 import itertools
 import json
-import os
-import shlex
-import shutil
-import socket
 import sqlite3
 import tempfile
-import time
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from nas.amounts import exact
-from nas.errors import DamagedFile, InputError, NasError, RunInUse, RunMismatch
-from nas.files import Form, check_form, parse_json, read_toml, write_whole
-from nas.nearby import no_run
+from nas.errors import DamagedFile, InputError, NasError
+from nas.files import Form, check_form, parse_json
 from nas.snapshot import copy_database
 from nas.trial import Trial
 
@@ -52,17 +41,10 @@ _RESULT: Form = {
     "space": str, "teacher": {str: _NUMBER}, "winners": [_WINNER], "n_trials": int, "n_measured": int, "seconds": _SECONDS,
     "stopped": str, "statements?": [str], "run": str | None,
 }  # fmt: skip
-_CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}, "asked?": {"trials?": int}}
 _FACTS: dict[str, Form] = {
     "table": _TABLE, "result": _RESULT, "seconds": {"calibrate": _NUMBER, "total": _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict},
     "saved": {str: [int]}, "curves": {str: [[_NUMBER]]}, "by_level": {str: {str: _NUMBER}}, "blocks": {str: str}, "config": {str: dict},
 }  # fmt: skip
-
-
-def check_config(config: Any, where: str) -> dict[str, Any]:
-    """The configuration itself if it has the form of one, else `DamagedFile` that names the place."""
-    found: dict[str, Any] = check_form(config, _CONFIG, where)
-    return found
 
 
 class Record:
@@ -216,173 +198,6 @@ class Record:
             raise
         except sqlite3.DatabaseError as error:
             raise InputError(f"cannot write to the record {self.path}: {error}; nothing recorded before is lost, the same command goes on") from error
-
-
-class RunDirectory:
-    """A folder with `run.toml` (configuration and fingerprints), `study.db` (the record) and `winner*/` (models)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @classmethod
-    def open(cls, path: Path, *, to_repair: bool = False) -> "RunDirectory":
-        """An existing run that has a record; a lost `run.toml` can be repaired.
-
-        Raises:
-            InputError: no run, or one that has made no trial yet; says which command goes on.
-            DamagedFile: a run that has lost one of its two files.
-        """
-        run, lost = cls(path), [name for name in ("run.toml", "study.db") if not (path / name).is_file()]
-        if lost == ["run.toml"] and not to_repair:
-            raise DamagedFile(f"run '{path}' has lost its run.toml; `nas doctor {path} --repair` writes it again from the record")
-        if lost == ["study.db"]:
-            run._without_record()
-        if lost == ["run.toml", "study.db"]:
-            raise no_run(path)
-        return run
-
-    def _without_record(self) -> NoReturn:
-        """Says why there is none: a run gets its record with its first trial, once its blocks are calibrated."""
-        try:
-            command = search_command(self.path, self.config())
-        except DamagedFile:
-            command = "the same `nas search`"
-        if any(next(self.path.glob(made), None) for made in ("winner*", "study.db*", "report.before-repair-*")):
-            raise DamagedFile(f"run '{self.path}' has lost its record (no study.db); put it back from a copy, or start afresh with: {command} --new")
-        raise InputError(
-            f"run '{self.path}' has made no trial yet (no study.db): its blocks are being calibrated, or that was interrupted; go on with: {command}"
-        )
-
-    def create(self, config: Mapping[str, Mapping[str, Any]]) -> None:
-        """Makes the folder and writes `run.toml`, or checks that the run already there has the same configuration.
-
-        A run that never got as far as its record, such as one whose space could not be made ready, takes the new one.
-
-        Raises:
-            InputError: the folder cannot be written.
-            RunMismatch: a run with another configuration stands there.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path, os.W_OK):
-                raise PermissionError(13, "permission denied")
-            if not (self.path / "run.toml").exists():
-                write_whole(self.path / "run.toml", to_toml(config).encode())
-        except UnicodeEncodeError as error:
-            raise InputError(f"{error.object[:200]!r} must be Unicode text to be written to run.toml; rename the file it names") from None
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another --workdir") from error
-        self._check_same(config)
-
-    @property
-    def report(self) -> Path:
-        """The report that its search keeps up to date."""
-        return self.path / "report.html"
-
-    def config(self) -> dict[str, Any]:
-        """The content of `run.toml`.
-
-        Raises:
-            DamagedFile: it is not what `create` writes.
-        """
-        return check_config(read_toml(self.path / "run.toml"), str(self.path / "run.toml"))
-
-    def record(self, *, read_only: bool = False) -> Record:
-        """The record of trials."""
-        return Record(self.path / "study.db", read_only=read_only)
-
-    def reset(self) -> None:
-        """Moves what is there aside (suffix `.old-TIME`), so that a new run can start; nothing is deleted.
-
-        Raises:
-            RunInUse: another process is writing it.
-        """
-        if (self.path / ".lock").exists():
-            with self.lock():
-                pass
-        if self.path.exists():
-            aside = f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            same = len(list(self.path.parent.glob(f"{glob.escape(aside)}*")))  # of the same second
-            shutil.move(self.path, self.path.with_name(f"{aside}-{same}" if same else aside))
-
-    def winner(self, eps: float, several: bool) -> Path:
-        """Where the winner of an eps is saved."""
-        return self.path / (f"winner-eps{exact(eps)}" if several else "winner")
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the run for one writer; the operating system releases it when the process dies.
-
-        Raises:
-            RunInUse: another live process holds it.
-        """
-        try:
-            lock = (self.path / ".lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another --workdir") from error
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise RunInUse(f"run '{self.path}' is in use by {file.read().strip() or 'another process'}; wait for it or stop it") from None
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            file.flush()
-            yield
-
-    def _check_same(self, config: Mapping[str, Mapping[str, Any]]) -> None:
-        found, wanted = self.config(), tomllib.loads(to_toml(config))
-        free = {"versions", "asked"} if (self.path / "study.db").exists() else {"versions"}  # a record tells what was asked last
-        differing = [
-            f"{section}.{key}: {found.get(section, {}).get(key)!r} there, {value!r} now"
-            for section, values in wanted.items()
-            if section not in free
-            for key, value in values.items()
-            if found.get(section, {}).get(key) != value
-        ]
-        if differing and not (self.path / "study.db").exists() and not any(self.path.glob("winner*")):  # it stopped before its first trial
-            with self.lock():
-                write_whole(self.path / "run.toml", to_toml(config).encode())
-        elif differing:
-            raise RunMismatch(f"run '{self.path}' was made with another configuration ({'; '.join(differing)}); use --new or another --name")
-
-
-def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
-    """Sections of strings, numbers, booleans and lists of them as TOML; None values are left out.
-
-    >>> print(to_toml({"run": {"seed": 0, "eps": [0.005], "space": "a"}}), end="")
-    [run]
-    seed = 0
-    eps = [0.005]
-    space = "a"
-    """
-    lines = []
-    for section, values in config.items():
-        lines.append(f"[{section}]")
-        # DEL is the one character that JSON writes plainly and TOML does not allow
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in values.items() if value is not None]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: int | None = None) -> str:
-    """A command that states the search of a run again, with so many trials: those that its record tells, else those it was first given.
-
-    >>> search_command(Path("runs/a b"), {"space": {"name": "demo"}, "search": {"eps": [0.1, 0.2], "seed": 0, "keep_dominated": False}}, 9)
-    "nas search --space demo --eps 0.1 --eps 0.2 --seed 0 --trials 9 --workdir runs --name 'a b'"
-    """
-    space, search = config.get("space", {}), config.get("search", {})
-    path = path if path.name else path.resolve()
-    words = ["nas", "search", "--space", str(space.get("name", path.name))]
-    for name, value in [*((n, v) for n, v in space.items() if n != "name"), *search.items()]:
-        option = f"--{name.replace('_', '-')}"
-        values = value if isinstance(value, list) else [value]
-        words += [option] if value is True else [word for v in values if v is not False for word in (option, exact(v) if isinstance(v, float) else str(v))]
-    trials = config.get("asked", {}).get("trials") if trials is None else trials
-    if trials is not None:
-        words += ["--trials", str(trials)]
-    return shlex.join([*words, "--workdir", str(path.parent), "--name", path.name])
 
 
 def _checksum(row: Iterable[Any]) -> str:

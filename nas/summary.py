@@ -8,7 +8,8 @@ from nas.amounts import exact
 from nas.clock import in_parts
 from nas.errors import DamagedFile, InputError
 from nas.files import MANIFEST, Form, damage, read_json
-from nas.record import Record, RunDirectory, search_command
+from nas.record import Record
+from nas.run_directory import RunDirectory, search_command
 from nas.study import Stopped
 from nas.trial import Trial, incumbent, least_divergent
 

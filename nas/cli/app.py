@@ -71,7 +71,7 @@ app.command("version")(version.version)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version as installed
+        from nas.versions import installed
 
         typer.echo(f"stage-nas {installed('stage-nas')}")
         raise typer.Exit

@@ -18,7 +18,7 @@ def best(
     from nas.best import Target
     from nas.best import best as choose
     from nas.cli.results import where_saved
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
     from nas.summary import summarize
 
     directory = RunDirectory.open(run)

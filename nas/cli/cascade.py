@@ -28,7 +28,7 @@ def cascade(
     The same command prints what it found before.
     """
     from nas.files import check_writable
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
     config = directory.config()

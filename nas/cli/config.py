@@ -39,7 +39,7 @@ def show(
     if json:
         print_json(found)
     else:
-        from nas.record import to_toml
+        from nas.run_directory import to_toml
 
         out.print(to_toml(found).rstrip(), markup=False, soft_wrap=True)
 

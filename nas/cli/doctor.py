@@ -18,7 +18,7 @@ def doctor(
 ) -> None:
     """Verify the record, the winners and the blocks of a run against their hashes; exit code 2 if something is damaged."""
     from nas.doctor import examine
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
 
     findings = examine(RunDirectory.open(run, to_repair=True), nas_home() / "blocks", repair=repair)
     repaired = {finding.what for finding in findings if finding.state == "repaired"}

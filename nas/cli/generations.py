@@ -12,7 +12,7 @@ from nas.errors import InputError, NothingFeasible
 
 def compare(run: Path, n: int, steps: int, seed: int, extractor: str | None, *, json: bool, quiet: bool) -> None:
     """Samples of teacher and winners from the same noise: MSE of the latents, FID where an extractor is given."""
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
     from nas.summary import summarize
 
     directory = RunDirectory.open(run)

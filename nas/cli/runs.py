@@ -11,13 +11,13 @@ from nas.cli.console import out, print_json
 from nas.errors import InputError
 
 if TYPE_CHECKING:
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
 
 
 def show(run: options.Run, json: options.Json = False) -> None:
     """Show what a run found; of an unfinished run, what is known so far."""
     from nas.cli.results import print_result
-    from nas.record import RunDirectory, search_command
+    from nas.run_directory import RunDirectory, search_command
     from nas.summary import summarize, trial_row
 
     directory = RunDirectory.open(run)
@@ -63,7 +63,7 @@ def export(
 ) -> None:
     """Write a winner, or any candidate of the run's space, as a model folder."""
     from nas.files import copy_whole
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
     from nas.summary import check_winner, winner_folder
 
     directory = RunDirectory.open(run)

@@ -95,7 +95,7 @@ def search(
 
 def _point_on(run: Path) -> None:
     """Where the report of a run lies, and which command explains its winners."""
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
 
     err.print(Text(f"see it: {RunDirectory(run).report}; why: {shlex.join(['nas', 'explain', str(run)])}", style="dim"))
 

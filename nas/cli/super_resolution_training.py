@@ -49,7 +49,7 @@ def adapt(
 ) -> None:
     """Make a winner a conditional diffusion model for super-resolution (Eq. 17-21); the same command goes on with a training that was stopped."""
     options.set_threads(threads)
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
     from nas.spaces.tocsr.sr.recipe import Photographs as Source
     from nas.spaces.tocsr.sr.run import adapt_backbone
     from nas.summary import winner_folder

@@ -89,7 +89,7 @@ def finetune(
 ) -> None:
     """Fine-tune a run's winner end to end; the same command goes on with a training that was stopped, or prints its result."""
     from nas.files import check_writable
-    from nas.record import RunDirectory
+    from nas.run_directory import RunDirectory
     from nas.summary import winner_folder
 
     directory = RunDirectory.open(run)

@@ -10,9 +10,9 @@ from nas.errors import InputError
 from nas.files import write_whole
 from nas.findings import read_run
 from nas.progress import Progress
-from nas.record import RunDirectory
 from nas.report.forecast import forecast
 from nas.report.page import render
+from nas.run_directory import RunDirectory
 from nas.trial import Trial
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typer.main import get_command
 
 from nas.cli.app import app, main
 from nas.files import write_manifest
-from nas.record import Record, RunDirectory
+from nas.record import Record
+from nas.run_directory import RunDirectory
 
 OPTIONS = {
     "search": "address config data delta device eps executor json keep-dominated library log minimize name new numerics optimizer quiet"

@@ -23,8 +23,8 @@ from nas.executor import CalibrateBlock, Measure, Origin, ReceiveBlocks, Workpla
 from nas.findings import read_run
 from nas.frames import trials_frame
 from nas.loggers import LOGGERS
-from nas.record import RunDirectory
 from nas.regret_plot import plot
+from nas.run_directory import RunDirectory
 from nas.space import SearchSpace
 from nas.trial import Trial
 from tests.core.test_cli import nas

@@ -13,8 +13,8 @@ from nas.doctor import Finding, examine
 from nas.errors import RunInUse
 from nas.files import write_manifest
 from nas.progress import Quiet
-from nas.record import RunDirectory
 from nas.report import ReportWriter
+from nas.run_directory import RunDirectory
 from nas.trial import Trial
 from tests.core.test_cli import nas
 

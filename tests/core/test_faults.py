@@ -29,7 +29,7 @@ from nas.graph import StageGraph, Step
 from nas.job import search
 from nas.problem import CostTable
 from nas.progress import Quiet
-from nas.record import RunDirectory
+from nas.run_directory import RunDirectory
 from nas.table import Table, read_table, write_table
 from nas.trial import Trial
 from tests.core.test_cli import nas

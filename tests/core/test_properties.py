@@ -16,7 +16,8 @@ from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.errors import InputError, NasError
 from nas.graph import StageGraph, Step
 from nas.problem import Bound, CostTable
-from nas.record import Record, to_toml
+from nas.record import Record
+from nas.run_directory import to_toml
 from nas.space import Choice, SearchSpace, Stage
 from nas.trial import Trial
 

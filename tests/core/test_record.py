@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nas.errors import DamagedFile, InputError, RunInUse, RunMismatch
-from nas.record import Record, RunDirectory, search_command
+from nas.record import Record
+from nas.run_directory import RunDirectory, search_command
 from nas.trial import Trial
 
 TRIAL = Trial(0, (1, 0), {"params": 3.0}, 0.25, 0.01, 128, 0.5, attrs={"cached": True})

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nas.errors import DamagedFile, InputError
-from nas.record import Record, RunDirectory
+from nas.record import Record
+from nas.run_directory import RunDirectory
 from nas.trial import Trial
 
 CONFIG = {"space": {"name": "demo"}, "search": {"eps": [0.1]}}

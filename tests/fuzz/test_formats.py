@@ -23,7 +23,8 @@ from nas.errors import NasError
 from nas.evaluators.cache import EvaluationCache
 from nas.files import damage, write_manifest
 from nas.progress import Quiet
-from nas.record import Record, RunDirectory
+from nas.record import Record
+from nas.run_directory import RunDirectory
 from nas.spaces.tocsr import counts
 from nas.spaces.tocsr.data import load_pictures
 from nas.summary import summarize

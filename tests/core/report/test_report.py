@@ -19,10 +19,10 @@ from nas.data import Samples, Splits
 from nas.errors import InputError
 from nas.findings import read_run
 from nas.problem import CostTable, Problem
-from nas.record import RunDirectory
 from nas.report import render, write_report
 from nas.report.stagemap import layout
 from nas.report.tables import level_table
+from nas.run_directory import RunDirectory
 from nas.space import Choice, SearchSpace, Stage
 from nas.trial import Trial
 from tests.core.test_cli import nas as command
