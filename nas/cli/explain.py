@@ -77,10 +77,13 @@ def _held_back(bound: "Bounded") -> str:
 def _print_other_eps(e: "Explanation") -> None:
     for other in e.other_eps:
         if other.eps != e.eps:
+            other_eps = f"with 10 % {'less' if other.eps < e.eps else 'more'} eps ({other.eps:.3g})"
+            if other.middle is None:
+                out.print(f"{other_eps}: no network is expected to be feasible")
+                continue
             change = 100 * (other.middle / e.cost - 1) if e.cost else 0.0
-            spread = f"90 % interval {amount(other.low)} to {amount(other.high)}"
-            less = "less" if other.eps < e.eps else "more"
-            out.print(f"with 10 % {less} eps ({other.eps:.3g}): cheapest network about {amount(other.middle)} {e.objective} ({change:+.1f} %), {spread}")
+            low, high = ("none" if value is None else amount(value) for value in (other.low, other.high))
+            out.print(f"{other_eps}: cheapest network about {amount(other.middle)} {e.objective} ({change:+.1f} %), 90 % interval {low} to {high}")
 
 
 def _print_new_block(e: "Explanation") -> None:
