@@ -158,13 +158,19 @@ class RecomputedFeatures:
 
 
 def split_features(features: Features, heldout: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Row indices for fitting and for the held-out error, disjoint by group (by sample when there is one group only)."""
+    """Row indices for fitting and for the held-out error, at least one of each, disjoint by group (by sample when there is one group only).
+
+    Raises:
+        InputError: there is one sample only.
+    """
+    if len(features.groups) < 2:
+        raise InputError("set 'fit' must have at least 2 samples, one to fit blocks to and one to judge them by, got 1")
     names = torch.unique(features.groups)
     if len(names) < 2:
         names, owner = torch.arange(len(features.groups)), torch.arange(len(features.groups))
     else:
         owner = features.groups
-    n_out = max(1, round(heldout * len(names)))
+    n_out = min(max(1, round(heldout * len(names))), len(names) - 1)
     out = torch.isin(owner, names[-n_out:])
     return torch.nonzero(~out).flatten(), torch.nonzero(out).flatten()
 
