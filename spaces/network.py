@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.amounts import METRICS, SQUARED
+from nas.arguments import function
 from nas.blocks.building import build_block
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
 from nas.blocks.contract import check_recipes
@@ -35,6 +36,7 @@ from nas.protocols import Forecast, Task
 from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.spaces.forecast import forecast
 from nas.spaces.rules import NamedRule, check_forbidden, index_rules
+from nas.user_code import user_code
 
 Loss = Callable[[Tensor, Samples], float]
 """The task's own loss of an output `(n, ...)` on the samples it was computed for."""
@@ -101,6 +103,8 @@ class NetworkSpace:
         check_forbidden(self.rules, self.stages)
         for name in sorted({*METRICS, *self.more_costs} & set(self.extra_costs)):
             raise InputError(f"cost '{name}' is counted already; give yours another name")
+        for name, measure in self.extra_costs.items():
+            function(f"cost '{name}'", measure)
         divergence_arguments(self.divergence, self.data.measure)
 
     def __repr__(self) -> str:
@@ -325,7 +329,9 @@ class Assembly:
         """The task's own loss of a candidate on the verify set, the same noise for all."""
         if self._network.loss is None:
             raise InputError(f"space '{self._network.name}' states no task loss")
-        return self._network.loss(self.verifier.outputs(candidate), self._network.data.verify)
+        output = self.verifier.outputs(candidate)
+        with user_code(f"the loss of space '{self._network.name}'"):
+            return self._network.loss(output, self._network.data.verify)
 
     def export(self, candidate: Candidate, folder: Path) -> None:
         """Writes the candidate as a model into a folder, which appears only when it is whole."""
