@@ -15,7 +15,7 @@ from nas.amounts import METRICS, SQUARED
 from nas.arguments import function
 from nas.blocks.building import build_block
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
-from nas.blocks.contract import check_recipes
+from nas.blocks.contract import check_recipes, check_spec
 from nas.blocks.features import FeatureBank, FeatureBudget
 from nas.blocks.saved import save_model
 from nas.blocks.store import BlockStore, block_key
@@ -101,6 +101,10 @@ class NetworkSpace:
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
         check_forbidden(self.rules, self.stages)
+        for stage in self.stages:
+            for choice in stage.choices[1:]:
+                if choice.recipe is not None:
+                    check_spec(choice.recipe, f"block '{stage.name}/{choice.name}'")
         for name in sorted({*METRICS, *self.more_costs} & set(self.extra_costs)):
             raise InputError(f"cost '{name}' is counted already; give yours another name")
         for name, measure in self.extra_costs.items():

@@ -101,6 +101,17 @@ def test_a_stage_that_is_no_step_is_refused(graph: StageGraph, splits: Splits) -
         NetworkSpace("toy", graph, (Stage("stemm", (Choice("teacher"),)),), splits)
 
 
+def test_a_spec_that_makes_no_key_is_refused(graph: StageGraph, splits: Splits) -> None:
+    class Odd:
+        spec = {"weights": Path("w.bin")}  # noqa: RUF012
+
+        def build(self, teacher: nn.Module) -> nn.Module:
+            return teacher
+
+    with pytest.raises(ContractError, match="block 'b/odd': the spec must be JSON values: Object of type PosixPath"):
+        NetworkSpace("toy", graph, (Stage("b", (Choice("teacher"), Choice("odd", Odd()))),), splits)
+
+
 def test_a_recipe_that_breaks_the_contract_is_named_before_anything_is_calibrated(network: NetworkSpace) -> None:
     class Wide(Narrow):
         def build(self, teacher: nn.Module) -> nn.Module:
