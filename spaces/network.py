@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nas.amounts import METRICS, SQUARED
@@ -283,8 +284,9 @@ class NetworkSpace:
                     self.save(chosen, draft)
                 for name, text in (beside or {}).items():
                     (draft / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write the model to {folder}: {error.strerror}; nothing else is lost") from error
+        except (OSError, SafetensorError) as error:  # the second of diffusers, for a full disk too
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write the model to {folder}: {reason}; nothing else is lost") from error
 
     def _numerics_note(self, evaluator: DivergenceEvaluator) -> tuple[str, ...]:
         numerics = self.evaluation.numerics

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from nas.amounts import amount
@@ -270,8 +271,9 @@ def _save(teacher: Path, vae: AutoencoderKL, unet: CompactUNet, result: Mapping[
                 if (teacher / name).is_dir():
                     shutil.copytree(teacher / name, draft / name)
             (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write to '{to}': {error.strerror}; the same command goes on from its checkpoints") from error
+    except (OSError, SafetensorError) as error:  # the second of diffusers, for a full disk too
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write to '{to}': {reason}; the same command goes on from its checkpoints") from error
 
 
 def _as_stock(unet: CompactUNet) -> UNet2DConditionModel:

@@ -1,4 +1,5 @@
 import json
+import resource
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nas
@@ -89,6 +91,21 @@ def test_a_search_saves_the_winner_and_the_same_call_goes_on_with_it(network: Ne
     assert {**dict.fromkeys("abc", "teacher"), **chosen} == result.study.problem.space.decode(winner.trial.candidate)
     again = nas.search(network, 0.05, workdir=tmp_path / "runs", trials=26, optimizer="random")
     assert again.study.trials == result.study.trials
+
+
+def test_a_model_for_which_the_disk_has_no_room_is_one_line_and_leaves_nothing(network: NetworkSpace, tmp_path: Path) -> None:
+    def large(chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
+        folder.mkdir()
+        save_file({"w": torch.zeros(100_000)}, folder / "model.safetensors")  # as diffusers does
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write the model to .*winner: .*File too large.*; nothing else is lost"):
+            replace(network, save=large).write_model({}, tmp_path / "winner")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.glob("*winner*")) == []
 
 
 def test_sets_that_share_a_group_are_refused(splits: Splits) -> None:

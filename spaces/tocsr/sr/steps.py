@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nas.arguments import whole
@@ -166,8 +167,9 @@ def write_pipeline(pipeline: TOCSRPipeline, folder: Path, made_from: Mapping[str
         with whole_folder(folder) as draft:
             save_without_paths(pipeline, draft)
             (draft / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; the same command goes on from its checkpoint") from error
+    except (OSError, SafetensorError) as error:  # the second of diffusers, for a full disk too
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {folder}: {reason}; the same command goes on from its checkpoint") from error
 
 
 def save_without_paths(pipeline: TOCSRPipeline, folder: Path) -> None:
