@@ -1,6 +1,7 @@
 """The contract of surrogate blocks: they write what the teacher's block writes, checked without weights or time."""
 
 import copy
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from torch.func import functional_call
 from nas.blocks.building import build_block
 from nas.errors import ContractError, InputError
 from nas.graph import StageGraph, Step, Values, call_step
-from nas.space import Choice, Stage
+from nas.space import Choice, Recipe, Stage
 from nas.traced import is_measured_whole
 
 Passed = dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]]
@@ -51,6 +52,19 @@ def check_recipes(graph: StageGraph, choices: Iterable[tuple[Stage, Choice]], in
         step = graph[stage.name]
         block = build_block(choice.recipe, without_weights(step.module), f"{step.name}/{choice.name}")
         check_written(step, choice.name, block, *passed[stage.name])
+
+
+def check_spec(recipe: Recipe, where: str) -> None:
+    """Raises unless the recipe's spec, of which the block's key is made, consists of JSON values.
+
+    Args:
+        recipe: of a block.
+        where: the block's name, for the message.
+    """
+    try:
+        json.dumps(recipe.spec)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"{where}: the spec must be JSON values: {error}") from error
 
 
 def passed_on_meta(graph: StageGraph, inputs: Values) -> Passed:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.amounts import AMOUNT, amount, scaled
-from nas.blocks.shards import Shards, half_bytes, variance
+from nas.blocks.shards import Shards, half_bytes, variance, without_rounding
 from nas.data import Samples
 from nas.devices import moved
 from nas.errors import ContractError, InputError
@@ -147,24 +147,31 @@ class RecomputedFeatures:
 
     @cached_property
     def output_variances(self) -> tuple[float, ...]:
-        """Variance of each output, from one pass over all samples."""
+        """Variance of each output, from one pass over all samples; 0 of a constant."""
         sums = torch.zeros(3, len(self.step.writes), dtype=torch.float64)
         for rows in torch.split(torch.arange(len(self.samples)), 32):
             for k, value in enumerate(self.batch(rows)[1]):
                 wide = value.double()
                 sums[:, k] += torch.stack([torch.tensor(wide.numel(), dtype=torch.float64), wide.sum().cpu(), wide.square().sum().cpu()])
         count, total, squares = sums
-        return tuple(((squares - total.square() / count) / (count - 1)).tolist())
+        found = (squares - total.square() / count) / (count - 1)
+        return tuple(without_rounding(*of_one) for of_one in zip(found.tolist(), (total / count).tolist(), strict=True))
 
 
 def split_features(features: Features, heldout: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Row indices for fitting and for the held-out error, disjoint by group (by sample when there is one group only)."""
+    """Row indices for fitting and for the held-out error, at least one of each, disjoint by group (by sample when there is one group only).
+
+    Raises:
+        InputError: there is one sample only.
+    """
+    if len(features.groups) < 2:
+        raise InputError("set 'fit' must have at least 2 samples, one to fit blocks to and one to judge them by, got 1")
     names = torch.unique(features.groups)
     if len(names) < 2:
         names, owner = torch.arange(len(features.groups)), torch.arange(len(features.groups))
     else:
         owner = features.groups
-    n_out = max(1, round(heldout * len(names)))
+    n_out = min(max(1, round(heldout * len(names))), len(names) - 1)
     out = torch.isin(owner, names[-n_out:])
     return torch.nonzero(~out).flatten(), torch.nonzero(out).flatten()
 

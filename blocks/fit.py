@@ -36,7 +36,7 @@ Batch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 class CalibrationSettings:
     """How long and how fast a block is fitted; part of its key.
 
-    Adam at `lr`, cosine decay over `max_steps`; every `check_every` steps the held-out error is taken, and the fit ends once it
+    Adam at `lr`, cosine decay over `max_steps`; every `check_every` steps and after the last the held-out error is taken, and the fit ends once it
     has not fallen by `tolerance` (relative) for `patience` checks. The best state seen is kept, and with `finish` the linear maps that its
     outputs end in are solved in closed form (`nas.blocks.ridge`).
 
@@ -94,7 +94,12 @@ class Fit:
     @property
     def done(self) -> bool:
         """Whether further steps are not worth it."""
-        return bool(self.failure) or not self._flat.vectors or self.steps >= self._settings.max_steps or self._stale >= self._settings.patience
+        return bool(self.failure) or not self._flat.vectors or self.left <= 0 or self._stale >= self._settings.patience
+
+    @property
+    def left(self) -> int:
+        """Steps that it may still take."""
+        return self._settings.max_steps - self.steps
 
     def advance(self, batch: Batch) -> None:
         """One step; nothing in here waits for the device."""
@@ -176,7 +181,8 @@ def fit_together(fits: Sequence[Fit], features: Features, settings: CalibrationS
             yield one, True
         at = min((one.steps for one in going), default=0)
         now = [one for one in going if one.steps == at]
-        for batches in _in_a_row(features, fit[_drawn(len(fit), at, settings)] if now else ()):
+        count = min([settings.check_every, *(one.left for one in now)])
+        for batches in _in_a_row(features, fit[_drawn(len(fit), at, count, settings)] if now else ()):
             for one in now:
                 for batch in batches:
                     one.advance(batch)
@@ -185,10 +191,10 @@ def fit_together(fits: Sequence[Fit], features: Features, settings: CalibrationS
         yield from [(one, False) for one in now if not one.done]
 
 
-def _drawn(n: int, at: int, settings: CalibrationSettings) -> Tensor:
-    """Which of `n` samples the steps from `at` to the next look see, `(check_every, batch_size)`."""
+def _drawn(n: int, at: int, count: int, settings: CalibrationSettings) -> Tensor:
+    """Which of `n` samples the `count` steps from `at` on see, `(count, batch_size)`."""
     random = torch.Generator().manual_seed(settings.seed)
-    return torch.randint(n, (at + settings.check_every, settings.batch_size), generator=random)[at:]
+    return torch.randint(n, (at + count, settings.batch_size), generator=random)[at:]
 
 
 def _in_a_row(features: Features, drawn: Iterable[Tensor]) -> Iterator[list[Batch]]:

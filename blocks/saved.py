@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from nas.arguments import shown
 from nas.blocks.diff import Row, diff_text
 from nas.blocks.recipe import recipe_of
 from nas.blocks.reductions.depth import HandOn
@@ -67,12 +69,8 @@ def load_model(folder: Path | str, model: Model, recipes: Sequence[Recipe] = ())
     for name, stage in architecture["stages"].items():
         if "modules" not in stage:
             raise InputError(f"model folder '{folder}' was saved from a graph of steps; load it with load_graph and that graph")
-        try:
+        with _rebuilding(folder, name):
             places = _places(model, name, stage, recipes)
-        except NasError:
-            raise
-        except Exception as error:  # a recipe builds whatever its options say: wrong ones fail anywhere in it
-            raise DamagedFile(f"model folder '{folder}': stage '{name}' cannot be rebuilt: {type(error).__name__}: {error}") from error
         for path, module in places.items():
             put(model, path, module)
     _fill(model, weights, folder)
@@ -81,11 +79,14 @@ def load_model(folder: Path | str, model: Model, recipes: Sequence[Recipe] = ())
 
 def load_graph(folder: Path | str, graph: StageGraph, recipes: Sequence[Recipe] = ()) -> StageGraph:
     """The saved model as a graph, rebuilt on a fresh one like the teacher's; see `load_model`."""
+    if not isinstance(folder, str | Path) or not isinstance(graph, StageGraph):
+        raise InputError(f"load_graph needs a folder and a fresh graph like the teacher's, in this order; got {shown(folder)} and {shown(graph)}")
     architecture, weights = _read(Path(folder))
     blocks = {}
     for name, stage in architecture["stages"].items():
         graph.check_stages([name])
-        blocks[name] = _recipe(stage["recipe"], recipes).build(graph[name].module)
+        with _rebuilding(folder, name):
+            blocks[name] = _recipe(stage["recipe"], recipes).build(graph[name].module)
     steps = tuple(replace(step, module=blocks.get(step.name, step.module).eval()) for step in graph.steps)
     _fill(_Steps(StageGraph(graph.inputs, steps, graph.output)), weights, folder)
     return StageGraph(graph.inputs, steps, graph.output)
@@ -105,6 +106,17 @@ def library_free(model: nn.Module) -> nn.Module:
         name, kind = next(iter(bound.items()))
         raise ContractError(f"'{name}' is a {kind} of this toolkit, and {len(bound) - 1} more are; such a model needs the toolkit to be loaded")
     return model
+
+
+@contextmanager
+def _rebuilding(folder: Path | str, stage: str) -> Iterator[None]:
+    """Says which folder and stage it was; a recipe builds whatever its options say, so that wrong ones fail anywhere in it."""
+    try:
+        yield
+    except NasError:
+        raise
+    except Exception as error:
+        raise DamagedFile(f"model folder '{folder}': stage '{stage}' cannot be rebuilt: {type(error).__name__}: {error}") from error
 
 
 def _check_arguments(folder: Any, model: Any) -> None:

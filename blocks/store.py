@@ -75,7 +75,7 @@ class BlockStore:
         Raises:
             InputError: the store cannot be written.
         """
-        content = save_tensors({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+        content = save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})  # tied ones have one memory
         manifest = {"version": _VERSION, "key": key, "sha256": hashlib.sha256(content).hexdigest(), **asdict(record)}
         final = self.folder(key)
         try:

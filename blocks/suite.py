@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.blocks.building import build_block
-from nas.blocks.contract import check_block, without_weights
+from nas.blocks.contract import check_block, check_spec, without_weights
 from nas.blocks.recipe import BlockRecipe, recipe_of
 from nas.data import hash_tensors
 from nas.errors import ContractError
@@ -46,7 +46,8 @@ def check_at_step(recipe: Recipe, step: Step, read: Iterable[Any]) -> nn.Module:
     """See `check_recipe`; for the module of a step and the values it reads."""
     arguments, name = tuple(read), str(getattr(recipe, "name", type(recipe).__name__))
     where = f"block '{step.name}/{name}'"
-    _check_spec(recipe, where)
+    check_spec(recipe, where)
+    _check_rebuilt(recipe, where)
     check_block(step, build_block(recipe, without_weights(step.module), f"{step.name}/{name}"), arguments, name)
     before = hash_tensors(_tensors(step.module))
     block, twin = (_seeded(recipe, step.module) for _ in range(2))
@@ -74,11 +75,9 @@ def _step_of(teacher: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return Step(type(teacher).__name__, *names, teacher, Layout(call, written))
 
 
-def _check_spec(recipe: Recipe, where: str) -> None:
-    try:
-        text = json.dumps(recipe.spec, sort_keys=True)
-    except TypeError as error:
-        raise ContractError(f"{where}: the spec must be JSON values: {error}") from error
+def _check_rebuilt(recipe: Recipe, where: str) -> None:
+    """Raises unless the spec of a registered recipe makes an equal one."""
+    text = json.dumps(recipe.spec, sort_keys=True)
     if isinstance(recipe, BlockRecipe) and recipe.recipe and json.dumps(recipe_of(json.loads(text)).spec, sort_keys=True) != text:
         raise ContractError(f"{where}: the recipe that its spec makes has another spec; let the spec hold every field")
 
@@ -125,7 +124,7 @@ def _check_gradients(step: Step, block: nn.Module, arguments: tuple[Any, ...], w
     parameters = dict(block.named_parameters())
     if not parameters:
         return
-    loss = sum(value.float().square().sum() for value in call_step(step, block, arguments))
+    loss = sum((value.float().square().sum() for value in call_step(step, block, arguments)), torch.zeros((), requires_grad=True))
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None or not torch.isfinite(gradient).all():

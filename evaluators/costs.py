@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from nas.arguments import shown
 from nas.errors import ContractError, InputError
 from nas.graph import CalledByStep, StageGraph, Values
 from nas.problem import CostTable
 from nas.space import Choice, Stage
+from nas.user_code import user_code
 
 Blocks = Mapping[tuple[str, str], nn.Module]
 """(stage name, choice name) -> block; a teacher's block that is not given is the graph's own."""
@@ -72,7 +74,8 @@ def count_costs(
         strict: fvcore must know every operator and agree; otherwise torch's counter counts alone, which sees what really runs.
 
     Raises:
-        ContractError: two steps share parameters, so no sum of entries is exact; or the two counters disagree.
+        ContractError: two steps share parameters, so no sum of entries is exact; or the two counters disagree; or a measure gives no number.
+        UserCodeError: whatever a measure raises.
     """
     graph.check_stages([stage.name for stage in stages])
     read = {name: arguments for name, (arguments, _) in graph.passed(inputs).items()}
@@ -86,7 +89,7 @@ def count_costs(
         macs = count_macs(called, read[step], where=f"step '{step}'", strict=strict)
         for operator in macs.uncounted:
             uncounted.setdefault(operator, set()).add(step)
-        return [*(float(measure(module)) for measure in measures.values()), macs.linear, macs.linear + macs.attention]
+        return [*(_measured(name, measure, module, step) for name, measure in measures.items()), macs.linear, macs.linear + macs.attention]
 
     table = np.full((len(metrics), len(stages), max(len(stage.choices) for stage in stages)), np.nan)
     for s, stage in enumerate(stages):
@@ -97,6 +100,18 @@ def count_costs(
     fixed = np.sum(rows, axis=0) if rows else np.zeros(len(metrics))
     notes = tuple(f"MACs leave out '{name}' at {', '.join(sorted(steps))}: no count is known for it; {REGISTER}" for name, steps in sorted(uncounted.items()))
     return CostTable(dict(zip(metrics, table, strict=True)), dict(zip(metrics, map(float, fixed), strict=True)), notes)
+
+
+def _measured(name: str, measure: Measure, module: nn.Module, step: str) -> float:
+    with user_code(f"cost '{name}' at step '{step}'"):
+        value = measure(module)
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ContractError(f"cost '{name}' must be a finite number of a module, got {shown(value)} at step '{step}'")
+    return found
 
 
 def count_params(module: nn.Module) -> int:

@@ -11,7 +11,6 @@ import copy
 import functools
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -25,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import DamagedFile, InputError
-from nas.files import Form, read_json
-from nas.graph import StageGraph, Values
+from nas.files import Form, read_json, write_whole
+from nas.graph import CalledByStep, StageGraph, Step, Values
 from nas.problem import Floats
 from nas.progress import Progress
 from nas.space import Candidate, Stage
@@ -114,9 +113,7 @@ class LatencyTable:
 
 def measure_latency(graph: StageGraph, stages: Sequence[Stage], blocks: Blocks, inputs: Values, progress: Progress) -> LatencyTable:
     """Times every choice of every stage and every fixed step on the values that the teacher reads there."""
-    read: dict[str, tuple[Any, ...]] = {}
-    with torch.no_grad():
-        graph.run(inputs, observe=lambda step, arguments, _: read.update({step.name: arguments}))
+    read = {name: arguments for name, (arguments, _) in graph.passed(inputs).items()}
     searched = {stage.name for stage in stages}
     work = [(step.name, "", step.module) for step in graph.steps if step.name not in searched]
     for stage in stages:
@@ -125,7 +122,7 @@ def measure_latency(graph: StageGraph, stages: Sequence[Stage], blocks: Blocks, 
     fixed = 0.0
     weights = torch.empty(sum(parameter.numel() for step in graph.steps for parameter in step.module.parameters()), device=next(iter(inputs.values())).device)
     for step, choice, module in progress.track(work, "latency"):
-        slope = call_ms(module.eval(), read[step], weights)
+        slope = call_ms(graph[step], module.eval(), read[step], weights)
         if choice:
             found[step][choice] = slope
         else:
@@ -134,13 +131,14 @@ def measure_latency(graph: StageGraph, stages: Sequence[Stage], blocks: Blocks, 
     return LatencyTable(Setting.of(inputs), found, fixed, max(0.0, _whole_ms(graph, {}, inputs) - teacher))
 
 
-def call_ms(module: nn.Module, arguments: tuple[Any, ...], others: Tensor) -> float:
-    """Milliseconds of one call among several, median after a warm-up. `others` is written before each timing."""
+def call_ms(step: Step, module: nn.Module, arguments: tuple[Any, ...], others: Tensor) -> float:
+    """Milliseconds of one call of a module at a step, among several, median after a warm-up. `others` is written before each timing."""
     once: list[float] = []
     several: list[float] = []
     modules = [module, *(copy.deepcopy(module) for _ in range(_REPEATS - 1))]
+    every = modules if step.layout is None else [CalledByStep(step, one) for one in modules]
     for _ in range(_WARM + ROUNDS):
-        for times, calls in ((once, modules[:1]), (several, modules)):
+        for times, calls in ((once, every[:1]), (several, every)):
             others.zero_()
             times.append(_timed(calls, arguments))
     alone = statistics.median(once[_WARM:])
@@ -186,11 +184,9 @@ def write_latency(path: Path, table: LatencyTable) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    draft = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(asdict(table), indent=1), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(asdict(table), indent=1).encode())
     except OSError as error:
         raise InputError(f"cannot write the latency table {path}: {error.strerror}; set NAS_HOME to a writable folder") from error
 

@@ -137,7 +137,8 @@ def seeded(sampler: BaseSampler, seed: int) -> BaseSampler:
 
 
 def _reseed(part: object, source: LazyRandomState, seen: set[int]) -> None:
-    if id(part) in seen or not type(part).__module__.startswith("optuna.samplers"):
+    of_optuna = isinstance(part, BaseSampler) or type(part).__module__.startswith("optuna.samplers")  # a subclass may be anybody's
+    if id(part) in seen or not of_optuna:
         return
     seen.add(id(part))
     for name, value in vars(part).items():

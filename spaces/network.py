@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nas.amounts import METRICS, SQUARED
+from nas.arguments import function
 from nas.blocks.building import build_block
 from nas.blocks.calibration import CalibratedBlock, CalibrationSettings, Calibrator, calibration_errors
-from nas.blocks.contract import check_recipes
+from nas.blocks.contract import check_recipes, check_spec
 from nas.blocks.features import FeatureBank, FeatureBudget
 from nas.blocks.saved import save_model
 from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
-from nas.errors import InputError
+from nas.errors import InputError, did_you_mean
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
@@ -35,6 +37,7 @@ from nas.protocols import Forecast, Task
 from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.spaces.forecast import forecast
 from nas.spaces.rules import NamedRule, check_forbidden, index_rules
+from nas.user_code import user_code
 
 Loss = Callable[[Tensor, Samples], float]
 """The task's own loss of an output `(n, ...)` on the samples it was computed for."""
@@ -99,9 +102,17 @@ class NetworkSpace:
     def __post_init__(self) -> None:
         self.graph.check_stages([stage.name for stage in self.stages])
         check_forbidden(self.rules, self.stages)
+        for stage in self.stages:
+            for choice in stage.choices[1:]:
+                if choice.recipe is not None:
+                    check_spec(choice.recipe, f"block '{stage.name}/{choice.name}'")
         for name in sorted({*METRICS, *self.more_costs} & set(self.extra_costs)):
             raise InputError(f"cost '{name}' is counted already; give yours another name")
+        for name, measure in self.extra_costs.items():
+            function(f"cost '{name}'", measure)
         divergence_arguments(self.divergence, self.data.measure)
+        if self.levels is not None and self.levels not in self.data.fit.inputs:
+            raise InputError(f"levels must name an input of the samples, got '{self.levels}'{did_you_mean(self.levels, self.data.fit.inputs)}")
 
     def __repr__(self) -> str:
         choices = ", ".join(f"{stage.name}: {len(stage.choices)}" for stage in self.stages)
@@ -275,8 +286,9 @@ class NetworkSpace:
                     self.save(chosen, draft)
                 for name, text in (beside or {}).items():
                     (draft / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write the model to {folder}: {error.strerror}; nothing else is lost") from error
+        except (OSError, SafetensorError) as error:  # the second of diffusers, for a full disk too
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write the model to {folder}: {reason}; nothing else is lost") from error
 
     def _numerics_note(self, evaluator: DivergenceEvaluator) -> tuple[str, ...]:
         numerics = self.evaluation.numerics
@@ -325,7 +337,9 @@ class Assembly:
         """The task's own loss of a candidate on the verify set, the same noise for all."""
         if self._network.loss is None:
             raise InputError(f"space '{self._network.name}' states no task loss")
-        return self._network.loss(self.verifier.outputs(candidate), self._network.data.verify)
+        output = self.verifier.outputs(candidate)
+        with user_code(f"the loss of space '{self._network.name}'"):
+            return self._network.loss(output, self._network.data.verify)
 
     def export(self, candidate: Candidate, folder: Path) -> None:
         """Writes the candidate as a model into a folder, which appears only when it is whole."""

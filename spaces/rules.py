@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nas.errors import InputError, did_you_mean
 from nas.space import Candidate, Rule, Stage
+from nas.user_code import user_code
 
 NamedRule = Callable[[Mapping[str, str]], bool]
 """`{stage: choice name}` -> whether the candidate is allowed."""
@@ -26,13 +27,19 @@ def index_rules(rules: Sequence[NamedRule], stages: Sequence[Stage]) -> tuple[Ru
 
     Raises:
         InputError: a rule does not allow the teacher.
+        UserCodeError: whatever a rule raises; of the rules returned too.
     """
     names = [[choice.name for choice in stage.choices] for stage in stages]
     keys = [stage.name for stage in stages]
 
     def indexed(rule: NamedRule) -> Rule:
         def allows(candidate: Candidate) -> bool:
-            return bool(rule({key: row[k] for key, row, k in zip(keys, names, candidate, strict=True)}))
+            chosen = {key: row[k] for key, row, k in zip(keys, names, candidate, strict=True)}
+            try:
+                return bool(rule(chosen))
+            except Exception:  # entered only now: a rule is asked about millions of candidates
+                with user_code(f"a rule on {chosen}"):
+                    raise
 
         return allows
 

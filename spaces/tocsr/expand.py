@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from nas.amounts import amount
@@ -34,7 +35,7 @@ RESULT = "expansion.json"
 
 _PSNR = {"psnr": int | float}
 _FORM: Form = {
-    "autoencoder": [_PSNR], "joint": [{**_PSNR, "heldout_loss": int | float}], "options": {"autoencoder": dict, "joint": dict}, "path": str,
+    "autoencoder": [_PSNR], "joint": [{**_PSNR, "heldout_loss": int | float}], "options": {"autoencoder": dict, "joint": dict}, "origin?": dict, "path": str,
 }  # fmt: skip
 
 FLUX = "black-forest-labs/FLUX.1-schnell"
@@ -105,16 +106,20 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
     """Writes the expanded teacher as a diffusers folder; goes on where it was stopped, or returns the result that is there.
 
     Returns:
-        `autoencoder` and `joint`: their curves of losses and held-out figures; `params`, `options`, `path`.
+        `autoencoder` and `joint`: their curves of losses and held-out figures; `params`, `options`, `origin` (teachers and pictures), `path`.
 
     Raises:
         InputError: a network, folder or disk that cannot be used; before any work starts.
-        RunMismatch: the folder holds the result of other options.
+        RunMismatch: the folder holds the result of other options, teachers or pictures.
     """
     check_device(device := own_device(device))
+    train, heldout = pictures.apart(options.heldout)
+    origin = {"pictures": train.fingerprint, "teacher": str(teacher), "vae_teacher": vae_teacher, "weight": options.weight, "variant": options.variant}
     if (done := _finished(to)) is not None:
         if _decisive(done["options"]) != _decisive(asdict(options)):
             raise RunMismatch(f"'{to}' holds an expansion with other options; give another --to, or move it away")
+        if wrong := [name for name, value in done.get("origin", {}).items() if value != origin.get(name)]:  # results up to 2026-11-22 do not say
+            raise RunMismatch(f"'{to}' holds an expansion with {wrong[0]} '{done['origin'][wrong[0]]}'; give another --to, or move it away")
         return done
     if to.exists():
         raise InputError(f"'{to}' exists already; give a folder that does not with --to")
@@ -125,13 +130,11 @@ def expand(teacher: Path, vae_teacher: str, pictures: PictureFolder, options: Ex
     _check_room(to, unet, vae, device)
     wider = expand_autoencoder(vae, options.channels)
     wider.register_to_config(**taken_over(vae, guide))
-    train, heldout = pictures.apart(options.heldout)
     losses = GuidedLosses(guide.requires_grad_(False).to(device), null_prompt(teacher, old, progress), int(old.config.scheduler["num_train_timesteps"]))
     job = _Job(Distilled(wider, options.weight), unet, losses, train, heldout.centres())
     work = to.with_name(f".{to.name}.training")
-    origin = {"pictures": train.fingerprint, "teacher": str(teacher), "vae_teacher": vae_teacher, "weight": options.weight, "variant": options.variant}
     trainer, curves = job.run(options, work, origin, device, progress)
-    result = {**curves, "params": sum(p.numel() for p in unet.parameters()), "options": asdict(options), "path": str(to)}
+    result = {**curves, "params": sum(p.numel() for p in unet.parameters()), "options": asdict(options), "origin": origin, "path": str(to)}
 
     def write() -> None:
         _save(teacher, wider, unet, result, to)
@@ -268,8 +271,9 @@ def _save(teacher: Path, vae: AutoencoderKL, unet: CompactUNet, result: Mapping[
                 if (teacher / name).is_dir():
                     shutil.copytree(teacher / name, draft / name)
             (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write to '{to}': {error.strerror}; the same command goes on from its checkpoints") from error
+    except (OSError, SafetensorError) as error:  # the second of diffusers, for a full disk too
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write to '{to}': {reason}; the same command goes on from its checkpoints") from error
 
 
 def _as_stock(unet: CompactUNet) -> UNet2DConditionModel:

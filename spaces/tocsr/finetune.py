@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from nas.amounts import amount
@@ -183,8 +184,9 @@ def _save(network: CompactUNet, winner: Path, result: Mapping[str, Any], folder:
             (draft / "architecture.txt").write_text(architecture_diff(network) + "\n", encoding="utf-8")
             (draft / "README.md").write_text(_card(result), encoding="utf-8")
             (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write the model to {folder}: {error.strerror}; the same command goes on from its checkpoint") from error
+    except (OSError, SafetensorError) as error:  # the second of diffusers, for a full disk too
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the model to {folder}: {reason}; the same command goes on from its checkpoint") from error
 
 
 def _card(result: Mapping[str, Any]) -> str:

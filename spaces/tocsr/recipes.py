@@ -37,7 +37,7 @@ LEGEND = (
 
 Sampler = Literal["keep", "separable", "plain"]
 
-_LAYER = re.compile(r"(?P<residual>[RDP]|B\d+)?(?P<attention>[AS]|a\d+f?)?")
+_LAYER = re.compile(r"(?P<residual>[RDP]|B[1-9]\d*)?(?P<attention>[AS]|a[1-9]\d*f?)?")
 
 _RESIDUAL: dict[str, Callable[[ResnetBlock2D, int], nn.Module]] = {
     "R": lambda source, _: copy.deepcopy(source),

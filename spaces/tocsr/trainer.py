@@ -5,7 +5,6 @@ decide. So a training that was stopped goes on exactly as if nothing had happene
 share the batches of a step out among themselves, compute the step that one process would.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from accelerate.utils import send_to_device
 from diffusers.training_utils import EMAModel
 from torch import Generator, Tensor, nn
 
+from nas import arguments
 from nas.checkpoint import load_checkpoint, save_checkpoint
 from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.files import Form, check_form
@@ -74,13 +74,16 @@ class TrainingSettings:
     save_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.rate) and self.rate > 0):
+        for name, least in (("steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0), ("seed", 0)):
+            arguments.whole(name, getattr(self, name), least)
+        arguments.number("weight_decay", self.weight_decay, 0.0)
+        for name in ("clip", "save_s"):  # either may be infinite
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if arguments.number("rate", self.rate) <= 0:
             raise InputError(f"rate must be a positive number, got {self.rate}")
         for name in ("decay", "average"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= arguments.number(name, getattr(self, name)) < 1:
                 raise InputError(f"{name} must lie between 0 and 1 (1 excluded), got {getattr(self, name)}")
         if self.precision not in _PRECISIONS:
             raise InputError(f"precision must be {', '.join(_PRECISIONS)}, got '{self.precision}'")
@@ -287,6 +290,9 @@ class Trainer:
             if there.get(name) != now.get(name):
                 way_out = "give the same options again, or move the checkpoint away to start afresh"
                 raise RunMismatch(f"checkpoint {path} was made with {name} {there.get(name)!r}, now it is {now.get(name)!r}; {way_out}")
+        if state["step"] > self.settings.steps:
+            way_out = "give at least as many, or move the checkpoint away to start afresh"
+            raise RunMismatch(f"checkpoint {path} has taken {state['step']} steps, more than the {self.settings.steps} asked for; {way_out}")
         try:
             self._restore(state)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:

@@ -48,6 +48,22 @@ def test_fit_and_heldout_rows_share_no_group(graph: StageGraph, splits: Splits) 
     assert len(fit) + len(heldout) == len(splits.fit)
 
 
+@pytest.mark.parametrize(("n", "heldout"), [(2, 0.9), (2, 0.01), (3, 0.99), (9, 0.5)])
+def test_some_samples_are_fitted_to_and_some_are_held_out_whatever_the_share(graph: StageGraph, splits: Splits, n: int, heldout: float) -> None:
+    features = collect_features(graph, ["a"], splits.fit, Quiet())["a"]
+    for groups in (torch.arange(n), torch.zeros(n, dtype=torch.int64)):
+        fit, out = split_features(replace(features, groups=groups), heldout)
+        assert len(fit) > 0
+        assert len(out) > 0
+        assert sorted([*fit.tolist(), *out.tolist()]) == list(range(n))
+
+
+def test_a_single_sample_to_fit_to_is_refused(graph: StageGraph, splits: Splits) -> None:
+    features = collect_features(graph, ["a"], splits.fit, Quiet())["a"]
+    with pytest.raises(InputError, match=r"set 'fit' must have at least 2 samples, .* got 1"):
+        split_features(replace(features, groups=torch.zeros(1, dtype=torch.int64)))
+
+
 def test_calibration_lowers_the_heldout_error_of_every_output(graph: StageGraph, splits: Splits) -> None:
     features = collect_features(graph, ["b"], splits.fit, Quiet())["b"]
     torch.manual_seed(1)

@@ -131,6 +131,16 @@ def test_a_block_that_does_not_get_better_stays_as_it_was(features: StageFeature
     assert sum(errors.values()) == 0
 
 
+@pytest.mark.parametrize("most", [1, 50, 60])
+def test_a_fit_takes_no_more_steps_than_it_may(features: StageFeatures, most: int) -> None:
+    settings = CalibrationSettings(max_steps=most, check_every=20, patience=99, finish=False)
+    fit = Fit(block(8), features.step, features.output_variances, settings)
+    for _ in fit_together([fit], features, settings):
+        pass
+    assert fit.steps == most
+    assert [steps for steps, _ in fit.curve] == [*range(0, most, 20), most, most]
+
+
 @pytest.mark.parametrize("looks", [1, 2])
 def test_a_fit_goes_on_from_its_saved_state_to_the_same_bits(features: StageFeatures, tmp_path: Path, looks: int) -> None:
     whole, cut, other = block(8), block(8), block(3)

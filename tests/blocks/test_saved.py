@@ -223,6 +223,18 @@ def test_a_graph_of_steps_is_saved_and_loaded_too(tmp_path: Path) -> None:
         load_model(tmp_path, made())
 
 
+def test_a_graph_that_cannot_be_rebuilt_is_named(tmp_path: Path) -> None:
+    graph, recipe = toy_graph(), Narrow(2)
+    save_model(graph, {"b": (Choice("tiny", recipe), recipe.build(graph["b"].module))}, tmp_path)
+    for folder, given in ((5, graph), (tmp_path, made())):
+        with pytest.raises(InputError, match="load_graph needs a folder and a fresh graph like the teacher's, in this order; got"):
+            load_graph(folder, given)  # type: ignore[arg-type]
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stages": {"b": {"recipe": {"recipe": 5}}}}))
+    with pytest.raises(DamagedFile, match="stage 'b' cannot be rebuilt: TypeError"):
+        load_graph(tmp_path, graph)
+
+
 @pytest.mark.parametrize("disguise", ["plain", "escaped"])
 @pytest.mark.parametrize("way", ["defaultdict", "enumeration"])
 def test_a_structure_that_names_a_module_to_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, disguise: str) -> None:

@@ -32,6 +32,15 @@ def test_what_was_put_is_read_back_equal(store: BlockStore) -> None:
     assert all(torch.equal(store.weights(KEY)[name], value) for name, value in WEIGHTS.items())
 
 
+def test_a_block_with_tied_weights_is_stored_whole(store: BlockStore) -> None:
+    tied = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    key = block_key(stage="mid", spec={"tied": True})
+    store.put(key, RECORD, tied.state_dict())
+    assert store.weights(key).keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert all(torch.equal(store.weights(key)[name], value) for name, value in tied.state_dict().items())
+
+
 def test_every_flipped_byte_of_the_weights_is_detected(store: BlockStore) -> None:
     path = _file(store, "block.safetensors")
     content = path.read_bytes()

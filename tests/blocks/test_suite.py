@@ -60,6 +60,8 @@ class Narrow(BlockRecipe):
             teacher.second.bias.data.add_(1.0)
         elif self.fault == "gradient":
             made.unused = nn.Parameter(torch.zeros(3, device=device))
+        elif self.fault == "frozen":
+            made.register_forward_hook(lambda module, args, out: (out[0].detach(), None))
         elif self.fault == "half":
             made.unused = nn.Parameter(torch.zeros(3, device=device, dtype=torch.float16))
         return made
@@ -96,6 +98,7 @@ def test_a_third_partys_test_is_two_lines() -> None:
         ("shares", "shares parameter 'second.bias' with the teacher"),
         ("teacher", "build must leave the teacher alone"),
         ("gradient", "parameter 'unused' must get a finite gradient from the outputs, got none"),
+        ("frozen", "parameter 'first.weight' must get a finite gradient from the outputs, got none"),
         ("half", "parameter 'unused' must be torch.float32 on cpu like the teacher's, is torch.float16 on cpu"),
     ],
 )

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor, nn
 
 import nas
+from nas.batches import collect, split
 from nas.blocks.calibration import CalibrationSettings
+from nas.blocks.reductions.widths import FeedForward
 from nas.data import Splits
 from nas.errors import InputError
 from nas.evaluators import latency
 from nas.evaluators.latency import LatencyTable, Setting, read_latency, write_latency
-from nas.graph import StageGraph
+from nas.graph import StageGraph, Step
 from nas.progress import Quiet
 from nas.space import Stage
+from nas.spaces.model import model_space
 from nas.spaces.network import NetworkSpace
 
 
@@ -87,4 +90,36 @@ def test_tables_are_read_as_written_and_damage_is_named(network: NetworkSpace) -
 
 
 def test_a_call_takes_some_time() -> None:
-    assert latency.call_ms(nn.Linear(256, 256), (torch.ones(8, 256),), torch.empty(1000)) > 0
+    step = Step("wide", ("x",), ("y",), nn.Linear(256, 256))
+    assert latency.call_ms(step, step.module, (torch.ones(8, 256),), torch.empty(1000)) > 0
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 24), nn.Linear(24, 8)
+
+    def forward(self, h: Tensor, *, scale: Tensor) -> tuple[Tensor]:
+        return (h + scale * self.second(self.first(h).relu()),)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high, self.head = Scaled(), Scaled(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (h,) = self.low(x, scale=x.mean(1, keepdim=True))
+        result: Tensor = self.head(self.high(h, scale=h.mean(1, keepdim=True))[0])
+        return result
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_modules_of_a_cut_model_are_timed_as_the_model_calls_them(reuse: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = split(collect([torch.randn(64, 8)]))
+    network = model_space("own", Net().eval(), {"low": "low", "high": "high"}, data, [FeedForward(0.25)], reuse=reuse, home=home)
+    Clock(monkeypatch)
+    found = network.measure_latency(Quiet())
+    assert read_latency(network.latency_path).stages["low"] == pytest.approx({"teacher": 24 + 8, "feed_forward-0.25": 6 + 8})
+    assert found["teacher_ms"] == pytest.approx(2.5 + 2 * 32 + 3)
+    assert found["largest_error"] == pytest.approx(0.0, abs=1e-9)

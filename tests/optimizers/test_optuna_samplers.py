@@ -44,9 +44,13 @@ def test_any_sampler_can_be_named(name: str) -> None:
     assert len(drive(OptunaOptimizer(problem, sampler=name), problem, additive_divergence, 3)) == 3
 
 
-def test_a_sampler_object_is_copied_and_seeded() -> None:
+class Own(optuna.samplers.RandomSampler):
+    """A sampler whose class is not Optuna's."""
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.TPESampler(n_startup_trials=2, multivariate=False), Own()])
+def test_a_sampler_object_is_copied_and_seeded(sampler: optuna.samplers.BaseSampler) -> None:
     problem = make_problem((4,) * 6)
-    sampler = optuna.samplers.TPESampler(n_startup_trials=2, multivariate=False)
     runs = [[t.candidate for t in drive(OptunaOptimizer(problem, seed, sampler=sampler), problem, additive_divergence, 6)] for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
 

@@ -17,7 +17,7 @@ from nas.blocks.reductions.depth import Bypass
 from nas.blocks.reductions.low_rank import LowRank
 from nas.blocks.reductions.widths import FeedForward
 from nas.blocks.saved import load_model
-from nas.errors import InputError, NasError
+from nas.errors import InputError, NasError, UserCodeError
 from nas.evaluators.divergences import kl_divergence
 from nas.progress import Quiet
 from nas.spaces.model import model_space
@@ -127,6 +127,10 @@ def own(inputs: tuple[str, ...] = ("x", "sigma"), **more: Any) -> NetworkSpace:
         (lambda: own(inputs=("signal", "sigma")), "the model's forward has no 'signal'; .*name inputs as forward does, or give call="),
         (lambda: own(inputs=("sigma", "x")), r"running the model on its samples: RuntimeError: .*test_model_space.py:\d+\); look at the names, order"),
         (lambda: own(costs={"macs": unused_units}), "cost 'macs' is counted already; give yours another name"),
+        (lambda: own(costs={"layers": 3}), "cost 'layers' must be a function, got 3"),
+        (lambda: own(costs={"layers": lambda block: block.layers}).costs(), r"cost 'layers' at step 'low': AttributeError: .*test_model_space.py:\d+\)"),
+        (lambda: own(costs={"layers": lambda block: None}).costs(), "cost 'layers' must be a finite number of a module, got None at step 'low'"),
+        (lambda: own(rules=[lambda names: names["mid"] == "x"]).space, r"a rule on {'low': 'teacher', .*}: KeyError: 'mid' \(.*test_model_space.py:\d+\)"),
         (lambda: own(output="logits"), "the model returns one tensor, which has no part 'logits'; leave output= out"),
         (lambda: own(data=torch.zeros(3, 4)), "data must be three sample sets, got a Tensor; make them by nas.batches.split"),
         (lambda: nas.search(own, 0.1), r"nas.search needs a space or its name, got a function, which is no search space: call it; "),
@@ -141,6 +145,13 @@ def own(inputs: tuple[str, ...] = ("x", "sigma"), **more: Any) -> NetworkSpace:
 def test_a_mistake_in_a_python_call_is_one_line(make: Any, message: str) -> None:
     with pytest.raises(NasError, match=message):
         make()
+
+
+def test_what_a_loss_raises_is_one_line_with_its_place(space: NetworkSpace) -> None:
+    task = replace(space, loss=lambda output, samples: float((output - samples.target).mean())).prepare(Quiet())  # type: ignore[operator]  # there is none
+    assert task.heldout_loss is not None
+    with pytest.raises(UserCodeError, match=r"the loss of space 'own': TypeError: .*test_model_space.py:\d+\)"):
+        task.heldout_loss((0, 0))
 
 
 def test_load_model_says_what_it_was_given_instead(space: NetworkSpace, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import resource
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nas
@@ -91,6 +93,21 @@ def test_a_search_saves_the_winner_and_the_same_call_goes_on_with_it(network: Ne
     assert again.study.trials == result.study.trials
 
 
+def test_a_model_for_which_the_disk_has_no_room_is_one_line_and_leaves_nothing(network: NetworkSpace, tmp_path: Path) -> None:
+    def large(chosen: Mapping[str, tuple[Choice, nn.Module]], folder: Path) -> None:
+        folder.mkdir()
+        save_file({"w": torch.zeros(100_000)}, folder / "model.safetensors")  # as diffusers does
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write the model to .*winner: .*File too large.*; nothing else is lost"):
+            replace(network, save=large).write_model({}, tmp_path / "winner")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.glob("*winner*")) == []
+
+
 def test_sets_that_share_a_group_are_refused(splits: Splits) -> None:
     with pytest.raises(InputError, match="sets 'fit' and 'measure' share 64 groups"):
         Splits(splits.fit, splits.fit, splits.verify)
@@ -99,6 +116,22 @@ def test_sets_that_share_a_group_are_refused(splits: Splits) -> None:
 def test_a_stage_that_is_no_step_is_refused(graph: StageGraph, splits: Splits) -> None:
     with pytest.raises(InputError, match="graph has no step 'stemm'; did you mean 'stem'"):
         NetworkSpace("toy", graph, (Stage("stemm", (Choice("teacher"),)),), splits)
+
+
+def test_levels_that_are_no_input_are_refused_before_anything_is_calibrated(graph: StageGraph, stages: tuple[Stage, ...], splits: Splits) -> None:
+    with pytest.raises(InputError, match="levels must name an input of the samples, got 'sigma'; known: x"):
+        NetworkSpace("toy", graph, stages, splits, levels="sigma")
+
+
+def test_a_spec_that_makes_no_key_is_refused(graph: StageGraph, splits: Splits) -> None:
+    class Odd:
+        spec = {"weights": Path("w.bin")}  # noqa: RUF012
+
+        def build(self, teacher: nn.Module) -> nn.Module:
+            return teacher
+
+    with pytest.raises(ContractError, match="block 'b/odd': the spec must be JSON values: Object of type PosixPath"):
+        NetworkSpace("toy", graph, (Stage("b", (Choice("teacher"), Choice("odd", Odd()))),), splits)
 
 
 def test_a_recipe_that_breaks_the_contract_is_named_before_anything_is_calibrated(network: NetworkSpace) -> None:

@@ -70,14 +70,31 @@ def paired(low: Path, high: Path, progress: Progress | None = None) -> Iterator[
     """Pictures of two folders that go by the same stem; a large one may have up to 3 pixels more than four times the small one's.
 
     Raises:
-        InputError: a picture without its partner, or of the wrong size.
+        InputError: a picture without its partner, two of one stem, or one of the wrong size.
     """
-    small = {path.stem: path for path in picture_files(low, progress)}
-    large = {path.stem: path for path in picture_files(high, progress)}
+    small, large = _by_stem(low, progress), _by_stem(high, progress)
     if odd := sorted(small.keys() ^ large.keys()):
         raise InputError(f"'{low}' and '{high}' must hold pictures of the same names, '{odd[0]}' is in one only ({len(odd)} such)")
     for name in sorted(small):
-        yield _pair(name, _colours(small[name]), _colours(large[name]))
+        picture = _colours(large[name])
+        _check_size(large[name], picture)
+        yield _pair(name, _colours(small[name]), picture)
+
+
+def _by_stem(folder: Path, progress: Progress | None) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in picture_files(folder, progress):
+        if path.stem in found:
+            raise InputError(f"'{found[path.stem]}' and '{path}' go by one name, '{path.stem}'; rename one of them, or leave it out")
+        found[path.stem] = path
+    return found
+
+
+def _check_size(path: Path, picture: Picture) -> None:
+    """Raises unless there is something within the border that metrics leave out."""
+    least = 4 * BORDER + FACTOR
+    if min(picture.shape[:2]) < least:
+        raise InputError(f"{path} must have sides of at least {least} pixels to be compared, got {picture.shape[1]} x {picture.shape[0]}")
 
 
 def degraded(high: Path, how: str, seed: int, progress: Progress | None = None) -> Iterator[Pair]:
@@ -85,9 +102,8 @@ def degraded(high: Path, how: str, seed: int, progress: Progress | None = None) 
     degrade = degradation(how)
     for number, path in enumerate(picture_files(high, progress)):
         picture = _colours(path)
+        _check_size(path, picture)
         height, width = (side // FACTOR * FACTOR for side in picture.shape[:2])
-        if min(height, width) <= 4 * BORDER:
-            raise InputError(f"{path} must have sides of more than {4 * BORDER} pixels to be compared, got {picture.shape[1]} x {picture.shape[0]}")
         picture = np.ascontiguousarray(picture[:height, :width])
         yield Pair(path.stem, degrade(picture, np.random.default_rng((seed, number))), picture)
 

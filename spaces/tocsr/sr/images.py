@@ -142,6 +142,10 @@ def write_picture(path: Path, picture: Image.Image, note: str = "") -> None:
     try:
         picture.save(buffer, format=form, **options)
         write_whole(path, buffer.getvalue())
+    except ValueError as error:  # of Pillow, for a mode or size that the format has not
+        raise InputError(
+            f"{path}: {form} cannot hold the picture, {picture.width} x {picture.height} in mode {picture.mode} ({error}); write a .png"
+        ) from error
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place or free some space") from error
 

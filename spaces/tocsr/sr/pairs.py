@@ -124,9 +124,14 @@ def kept_pairs(path: Path, key: Mapping[str, object], make: Callable[[], Pairs])
     return pairs
 
 
-def _check(photographs: Mapping[str, Picture], size: int) -> None:
+def check_size(size: int) -> None:
+    """Raises unless crops of so many pixels a side make latents that a U-Net can read."""
     if size % FACTOR or size < 8 * FACTOR:
         raise InputError(f"crops must have a multiple of {FACTOR} pixels, at least {8 * FACTOR}, got {size}")
+
+
+def _check(photographs: Mapping[str, Picture], size: int) -> None:
+    check_size(size)
     if not photographs:
         raise InputError("there must be at least one photograph to train on, got none")
     for name, picture in photographs.items():

@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.arguments import whole
 from nas.errors import InputError, did_you_mean
 from nas.progress import Progress
 from nas.spaces.tocsr.data import eight_bits, picture_files
@@ -28,11 +29,14 @@ class PhotographFolder(Mapping[str, Picture]):
         files: the photographs; of several of one name the last counts.
         longest: pixels of a side at most.
         keep: bytes of photographs that stay in memory for the next time they are asked for.
+
+    Raises:
+        InputError: `longest` is below 1.
     """
 
     def __init__(self, files: Sequence[Path], longest: int, keep: int = KEPT) -> None:
         self._files = {path.name: path for path in files}
-        self._longest = longest
+        self._longest = whole("longest", longest, 1)
         self._keep = keep
         self._latest: OrderedDict[str, Picture] = OrderedDict()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from nas.arguments import whole
 from nas.errors import InputError, did_you_mean
 from nas.files import check_form, read_toml
 from nas.progress import Progress
@@ -41,6 +42,10 @@ class Photographs:
     crops: int = 8000
     size: int = 96
     degradation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        whole("longest", self.longest, 1)
+        Data(self.crops, self.size, self.degradation)
 
     def load(self, progress: Progress) -> tuple[Mapping[str, Picture], Mapping[str, Picture]]:
         """Training and held-out photographs, each read when it is asked for."""
@@ -123,6 +128,9 @@ class Recipe:
             finetuning(tables["finetune"])
         adaptation(tables["adapt"])
         distillation(tables["distill"])
+        training(tables["distill"], {"steps": 1}, "[distill]")
+        for n in tables["evaluate"].get("steps", ()):
+            whole(f"recipe {path}: [evaluate]: each of steps", n, 1)
         photographs = {**tables["photographs"], "held_out": _listed(tables["photographs"].get("held_out", []))}
         return cls(
             content.get("name", path.stem),
@@ -180,7 +188,7 @@ def _words(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
     if get_origin(kind) is tuple:
         return "a list of texts"
-    return names.get(kind) or " or ".join(_words(one) if one in names else repr(one) for one in get_args(kind)) or kind.__name__
+    return names.get(kind) or " or ".join(_words(one) if one in names or get_origin(one) else repr(one) for one in get_args(kind)) or kind.__name__
 
 
 TRAINING = ("steps", "batch", "accumulate", "rate", "warmup", "decay", "precision", "seed")

@@ -10,11 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
+from safetensors import SafetensorError
 from torch import Tensor
 
+from nas.arguments import whole
 from nas.data import hash_tensors
 from nas.errors import InputError
 from nas.files import MANIFEST, read_json, whole_folder
@@ -22,7 +25,7 @@ from nas.progress import Progress
 from nas.spaces.tocsr.compact import CompactUNet
 from nas.spaces.tocsr.sr.conditional import ConditionalModel, Diffused, conditional_unet
 from nas.spaces.tocsr.sr.degradation import degradation
-from nas.spaces.tocsr.sr.pairs import Pairs, kept_pairs, make_pairs
+from nas.spaces.tocsr.sr.pairs import Pairs, check_size, kept_pairs, make_pairs
 from nas.spaces.tocsr.sr.photographs import Picture
 from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.train import TARGET_BATCH, Terms, Weighting, diffusion_loss, distillation_loss, draw_lessons, draw_pairs, student_of, teacher_targets
@@ -43,6 +46,11 @@ class Data:
     degradation: str = "bicubic"
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        whole("crops", self.n, 1)
+        check_size(self.size)
+        degradation(self.degradation)
+
 
 def pairs_of(photographs: Mapping[str, Picture], vae: AutoencoderKL, data: Data, folder: Path, progress: Progress) -> Pairs:
     """The pairs, made once and kept in `folder` under a name that all that decides them gives."""
@@ -60,8 +68,8 @@ def pairs_of(photographs: Mapping[str, Picture], vae: AutoencoderKL, data: Data,
 class Adaptation:
     """How the backbone becomes a conditional diffusion model."""
 
-    target: str = "residual"
-    prediction_type: str | None = None
+    target: Literal["residual", "latent"] = "residual"
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
     weighting: Weighting = "v"
 
 
@@ -115,6 +123,10 @@ class Distillation:
     targets: int = 3000
     steps: int = 20
 
+    def __post_init__(self) -> None:
+        whole("targets", self.targets, 1)
+        whole("teacher_steps", self.steps, 1)
+
 
 def distill(
     adapted: TOCSRPipeline,
@@ -155,8 +167,9 @@ def write_pipeline(pipeline: TOCSRPipeline, folder: Path, made_from: Mapping[str
         with whole_folder(folder) as draft:
             save_without_paths(pipeline, draft)
             (draft / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; the same command goes on from its checkpoint") from error
+    except (OSError, SafetensorError) as error:  # the second of diffusers, for a full disk too
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {folder}: {reason}; the same command goes on from its checkpoint") from error
 
 
 def save_without_paths(pipeline: TOCSRPipeline, folder: Path) -> None:

@@ -62,6 +62,11 @@ def test_an_expanded_teacher_is_a_diffusers_folder_that_serves_as_a_teacher(fold
     assert not list(to.parent.glob(".wide*"))
     with pytest.raises(RunMismatch, match="holds an expansion with other options; give another --to"):
         run(folders, replace(OPTIONS, variant="v1"))
+    with pytest.raises(RunMismatch, match=r"holds an expansion with vae_teacher '.*'; give another --to"):
+        run(folders | {"guide": folders["teacher"]})
+    next(folders["pictures"].iterdir()).rename(folders["pictures"] / "another.png")
+    with pytest.raises(RunMismatch, match="holds an expansion with pictures '"):
+        run(folders)
 
 
 def test_an_expansion_that_was_killed_goes_on_to_the_same_weights(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,8 @@ def test_recipe_that_makes_no_sense_for_a_stage_does_not_fit(shallow: UNet2DCond
     [
         (("RX",), {}, "a layer must read like 'RA'.*got 'RX'"),
         (("",), {}, "got ''"),
+        (("B0",), {}, "got 'B0'"),
+        (("Ra0f",), {}, "got 'Ra0f'"),
         (("R",), {"sampler": "plan"}, "unknown sampler 'plan'; did you mean 'plain'"),
         (("R", "R"), {"merge": True}, "has one layer, got 2"),
     ],

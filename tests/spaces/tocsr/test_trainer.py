@@ -146,6 +146,8 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(tmp_path: Path) -> No
     with pytest.raises(RunMismatch, match="data"):
         Trainer(network(), draw, loss, TrainingSettings(steps=2, batch=8, rate=1e-2), origin={"data": "others"}).run(tmp_path / "c")
     assert trainer(network(), steps=4).run(tmp_path / "c") == []
+    with pytest.raises(RunMismatch, match=r"has taken 4 steps, more than the 3 asked for; give at least as many"):
+        trainer(network(), steps=3).run(tmp_path / "c")
     (tmp_path / "c").write_bytes(b"torn")
     with pytest.raises(DamagedFile, match="remove it to start afresh"):
         trainer(network()).run(tmp_path / "c")
@@ -163,6 +165,10 @@ def test_a_loss_that_is_no_number_ends_with_a_line_that_says_where(tmp_path: Pat
         ({"rate": math.inf}, "rate must be"),
         ({"average": 1.0}, "average must lie"),
         ({"precision": "int8"}, "precision must"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"clip": math.nan}, "clip must be at least 0, got nan"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], message: str) -> None:

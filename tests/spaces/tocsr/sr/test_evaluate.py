@@ -49,6 +49,22 @@ def test_paired_folders_go_by_stem(folder: Path, tmp_path: Path) -> None:
         list(paired(low, folder))
 
 
+def test_two_pictures_of_one_stem_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "more").mkdir()
+    Image.new("RGB", (48, 40)).save(folder / "more" / "b.jpg")
+    with pytest.raises(InputError, match=r"'.*b\.png' and '.*b\.jpg' go by one name, 'b'; rename one of them"):
+        list(paired(folder, folder))
+
+
+def test_a_picture_that_is_all_border_is_refused(tmp_path: Path) -> None:
+    for name, side in (("lr", 2), ("hr", 8)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (side, side)).save(tmp_path / name / "a.png")
+    for pairs in (paired(tmp_path / "lr", tmp_path / "hr"), degraded(tmp_path / "hr", "bicubic", 0)):
+        with pytest.raises(InputError, match=r"hr/a\.png must have sides of at least 20 pixels to be compared, got 8 x 8"):
+            list(pairs)
+
+
 def test_a_perfect_system_gains_over_bicubic_and_bicubic_nothing(folder: Path) -> None:
     pairs = list(degraded(folder, "bicubic", 0))
     answers = {pair.low.tobytes(): pair.high for pair in pairs}

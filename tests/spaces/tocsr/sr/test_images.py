@@ -124,5 +124,9 @@ def test_a_result_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_picture(tmp_path / "a.txt", Image.fromarray(RAMP))
     with pytest.raises(InputError, match="JPEG has no transparency"):
         write_picture(tmp_path / "a.jpg", Image.new("RGBA", (4, 4)))
+    with pytest.raises(InputError, match=r"a\.webp: WEBP cannot hold the picture, 16384 x 1 in mode RGB \(.*16383.*\); write a \.png"):
+        write_picture(tmp_path / "a.webp", Image.new("RGB", (16384, 1)))
+    with pytest.raises(InputError, match=r"a\.eps: EPS cannot hold the picture, 4 x 4 in mode RGBA"):
+        write_picture(tmp_path / "a.eps", Image.new("RGBA", (4, 4)))
     with pytest.raises(InputError, match=r"cannot write .*a\.png: No such file"):
         write_picture(tmp_path / "none" / "a.png", Image.fromarray(RAMP))

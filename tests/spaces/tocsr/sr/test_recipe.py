@@ -38,6 +38,17 @@ def test_the_papers_recipe_is_pure_eq_23_on_the_papers_latent() -> None:
         ("[distill]\nhrr = 1.0", "has no entry 'hrr'"),
         ("[adapt]\nstepss = 1", "has no entry 'stepss'"),
         ("[search]", r"\[photographs\] must have 'folder'"),
+        ("[adapt]\nwarmup = -1", "warmup must be at least 0, got -1"),
+        ("[adapt]\ntarget = 'latents'", r"\[adapt\]: 'target' must be 'residual' or 'latent', got 'latents'"),
+        ("[adapt]\nprediction_type = 'v'", r"\[adapt\]: 'prediction_type' must be 'epsilon' or 'v_prediction' or nothing, got 'v'"),
+        ("[distill]\nsteps = 0", "steps must be at least 1, got 0"),
+        ("[distill]\ntargets = 0", "targets must be at least 1, got 0"),
+        ("[distill]\nteacher_steps = 0", "teacher_steps must be at least 1, got 0"),
+        ("[evaluate]\nsteps = [1, 0]", r"\[evaluate\]: each of steps must be at least 1, got 0"),
+        ("[photographs]\nfolder = 'A'\nheld_out = []\nlongest = 0", "longest must be at least 1, got 0"),
+        ("[photographs]\nfolder = 'A'\nheld_out = []\ncrops = 0", "crops must be at least 1, got 0"),
+        ("[photographs]\nfolder = 'A'\nheld_out = []\nsize = 33", "crops must have a multiple of 4 pixels, at least 32, got 33"),
+        ("[photographs]\nfolder = 'A'\nheld_out = []\ndegradation = 'none'", "unknown degradation 'none'"),
     ],
 )
 def test_a_wrong_entry_is_named(text: str, message: str, tmp_path: Path) -> None:
