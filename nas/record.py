@@ -34,7 +34,7 @@ _TRIAL: Form = {
 _TABLE: Form = {"space?": str, "stages": [{"name": str, "choices": [{"name": str, "calibration_error": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
 _WINNER: Form = {
     "eps": _NUMBER, "feasible": bool, "candidate": dict | None, "divergence": _NUMBER | None, "stderr": _NUMBER | None, "n_samples": int,
-    "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER}],
+    "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER | None}],
 }  # fmt: skip
 _SECONDS: Form = {"calibrate": _NUMBER, "measure": _NUMBER, "propose": _NUMBER, "total": _NUMBER}
 _RESULT: Form = {

@@ -37,7 +37,9 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
         out.print(statement)
     for winner in summary["winners"]:
         for rejected in winner.get("rejected", ()):
-            out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")
+            heldout = rejected["heldout_divergence"]
+            why = "could not be measured" if heldout is None else f"{heldout:.3g} is above 1.2 eps"
+            out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {why}")
         if there := where_saved(winner):
             out.print(f"eps {winner['eps']:g}: {there}", soft_wrap=True, markup=False)
     for row in summary.get("cascades", ()):

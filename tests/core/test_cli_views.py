@@ -372,6 +372,20 @@ def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path
     assert re.search(r"\ngo on with: nas search --space synthetic:3 --eps 0.005 .* --trials 10 --workdir \S+ --name run\n", text)
 
 
+def test_a_run_is_shown_and_reported_where_a_candidate_could_not_be_verified(searched: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(searched, run)
+    with RunDirectory(run).record() as record:
+        result = record.fact("result")
+        refused = next(trial for trial in record.trials() if trial.divergence is not None and any(trial.candidate))
+        names = read_run(searched).problem
+        assert names is not None
+        row = {"candidate": names.space.decode(refused.candidate), "divergence": refused.divergence, "heldout_divergence": None}
+        record.set_fact("result", {**result, "winners": [{**winner, "rejected": [row]} for winner in result["winners"]]})
+    assert "its held-out L could not be measured" in shown("show", str(run))
+    assert "held-out L could not be measured" in Path(shown("report", str(run)).strip().removeprefix("report in ")).read_text()
+
+
 def test_the_best_of_a_run_says_where_it_is_and_that_an_unfinished_one_is_not_verified(searched: Path, network: Path, tmp_path: Path) -> None:
     assert "saved in" in shown("best", str(network))
     run = tmp_path / "run"
