@@ -26,6 +26,7 @@ from nas.loggers import LOGGERS
 from nas.regret_plot import plot
 from nas.run_directory import RunDirectory
 from nas.space import SearchSpace
+from nas.summary import summarize
 from nas.trial import Trial
 from tests.core.test_cli import nas
 from tests.core.test_executor import TOY
@@ -370,6 +371,25 @@ def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path
     text = shown("show", str(run))
     assert "teacher and winners" in text
     assert re.search(r"\ngo on with: nas search --space synthetic:3 --eps 0.005 .* --trials 10 --workdir \S+ --name run\n", text)
+
+
+@pytest.mark.parametrize(("where", "feasible", "choice"), [((), True, "c2"), (("params<=30%",), True, "c2"), (("params<=30%", "macs<=20%"), False, "teacher")])
+def test_an_unfinished_runs_incumbent_has_the_least_of_what_is_minimised_within_the_bounds(
+    tmp_path: Path, where: tuple[str, ...], feasible: bool, choice: str
+) -> None:
+    file = tmp_path / "t.npz"
+    costs = {"cost_macs": np.array([[10.0, 1.0, 5.0, 1.0]]), "cost_params": np.array([[10.0, 8.0, 2.0, 2.0]])}  # macs first, params minimised
+    np.savez(file, sizes=np.array([4]), divergence=np.array([0.0, 0.002, 0.003, np.inf]), **costs)
+    toolkit.search(f"table:{file}", 0.01, workdir=tmp_path, name="run", trials=1, optimizer="random", where=where)
+    run = RunDirectory(tmp_path / "run")
+    with run.record() as record:
+        record._db.execute("DELETE FROM facts WHERE name = 'result'")
+        record._db.execute("DELETE FROM trials")
+        for number, divergence in enumerate((0.0, 0.002, 0.003)):
+            measured = {name.removeprefix("cost_"): float(values[0, number]) for name, values in costs.items()}
+            record.add(Trial(number, (number,), measured, divergence))
+        (winner,) = summarize(run, record)["winners"]
+    assert (winner["feasible"], winner["candidate"]) == (feasible, {"s0": choice})
 
 
 def test_a_run_is_shown_and_reported_where_a_candidate_could_not_be_verified(searched: Path, tmp_path: Path) -> None:
