@@ -127,6 +127,7 @@ class RunDirectory:
 
         Raises:
             RunInUse: another live process holds it.
+            InputError: the lock cannot be made.
         """
         try:
             lock = (self.path / ".lock").open("a+", encoding="utf-8")
@@ -135,9 +136,11 @@ class RunDirectory:
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 raise RunInUse(f"run '{self.path}' is in use by {file.read().strip() or 'another process'}; wait for it or stop it") from None
+            except OSError as error:  # some network file systems have no locks
+                raise InputError(f"cannot lock {self.path}: {error.strerror}; choose a --workdir on a local disk") from error
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()

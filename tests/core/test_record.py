@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import itertools
 import multiprocessing
 import sqlite3
@@ -146,4 +148,13 @@ def test_a_record_whose_folder_is_not_there_cannot_be_opened(tmp_path: Path) -> 
 def test_a_run_whose_lock_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
     with pytest.raises(InputError, match=r"cannot write to .*run: .*; choose another --workdir"), RunDirectory(tmp_path / "run").lock():
+        pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"cannot lock .*: No locks available; choose a --workdir on a local disk"), RunDirectory(tmp_path).lock():
         pass
