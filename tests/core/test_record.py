@@ -3,6 +3,7 @@ import fcntl
 import itertools
 import multiprocessing
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,13 @@ def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path: 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(InputError, match=r"cannot lock .*: No locks available; choose a --workdir on a local disk"), RunDirectory(tmp_path).lock():
         pass
+
+
+def test_a_number_far_beyond_the_others_is_a_gap_and_not_walked_to() -> None:
+    record = Record()
+    far = replace(TRIAL, number=1 << 60, candidate=(0, 2))
+    for trial in (TRIAL, far):
+        record.add(trial)
+    trials, lost = record.readable()
+    assert trials == [TRIAL, far]
+    assert [line.partition(": ")[2] for line in lost] == [f"trials 1 to {(1 << 60) - 1} are missing"]
