@@ -112,7 +112,7 @@ def main() -> NoReturn:
         complain(str(error))
         sys.exit(error.exit_code)
     except Interrupted as interrupt:
-        err.print(farewell(interrupt.number), markup=False)
+        err.print(farewell(interrupt.number))
         sys.exit(128 + interrupt.number)
     except BrokenPipeError:  # the reader of our output went away: `nas show RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

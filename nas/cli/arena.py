@@ -16,7 +16,7 @@ def optimizers(json: options.Json = False) -> None:
 
     print_names(OPTIMIZERS, json)
     if not json:
-        err.print("also: path/to/file.py:Name for an optimizer of your own", markup=False)
+        err.print("also: path/to/file.py:Name for an optimizer of your own")
 
 
 def compare(
@@ -95,4 +95,4 @@ def tabulate(
     if json:
         print_json({"n_candidates": int(table.divergence.size), "path": str(to)})
     else:
-        out.print(f"{table.divergence.size:,} candidates in {to}", soft_wrap=True, markup=False)
+        out.print(f"{table.divergence.size:,} candidates in {to}", soft_wrap=True)

@@ -24,7 +24,7 @@ def list_spaces(json: options.Json = False) -> None:
 
     print_names(SPACES, json)
     if not json:
-        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces NAME` lists its blocks", markup=False)
+        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces NAME` lists its blocks")
 
 
 @spaces.command("show")
@@ -55,9 +55,9 @@ def show_space(
         out.print(space_table(table))
         print_size(table)
         for line in left_out_lines(left_out):
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
         for note in costs.notes:
-            err.print(note, markup=False)
+            err.print(note)
         print_legend(block_names=getattr(space, "legend", ""))
 
 
