@@ -4,6 +4,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -176,9 +177,13 @@ def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
     for section, values in config.items():
         lines.append(f"[{section}]")
         # DEL is the one character that JSON writes plainly and TOML does not allow
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in values.items() if value is not None]
+        lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in values.items() if value is not None]
         lines.append("")
     return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: int | None = None) -> str:
