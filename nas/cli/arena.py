@@ -91,7 +91,7 @@ def tabulate(
     terminal = Terminal(quiet)
     source = resolve_space(space, **options.space_options(teacher, library, data, device))
     check_table(source.space, to)
-    table = run_tabulate(source.prepare(terminal), to, terminal)
+    table = run_tabulate(source.prepare(terminal), to, terminal, fingerprint=source.fingerprint())
     if json:
         print_json({"n_candidates": int(table.divergence.size), "path": str(to)})
     else:
