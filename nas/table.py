@@ -66,8 +66,8 @@ def read_table(path: Path) -> Table:
         raise InputError(f"table '{path}': {error}") from None
 
 
-def write_table(path: Path, table: Table) -> None:
-    """Writes a table file, all at once or not at all.
+def write_table(path: Path, table: Table, more: Arrays | None = None) -> None:
+    """Writes a table file, all at once or not at all, with `more` arrays that its readers ignore.
 
     Raises:
         InputError: the file cannot be written.
@@ -77,6 +77,7 @@ def write_table(path: Path, table: Table) -> None:
     arrays |= {f"fixed_{metric}": value for metric, value in table.costs.fixed.items()}
     arrays |= {} if table.calibration_errors is None else {"calibration_error": table.calibration_errors}
     arrays |= {} if table.stderr is None else {"stderr": table.stderr}
+    arrays |= more or {}
     partial = path.with_name(path.name + ".tmp")
     try:
         with partial.open("wb") as file:
