@@ -96,10 +96,10 @@ def space_table(table: dict[str, Any]) -> Table:
     """Stage x choice with every cost, and the teacher's total."""
     counted = [key for key in table["teacher"] if isinstance(table["teacher"][key], int | float)]
     metrics = _shown_metrics(counted, table)
-    shown = Table("stage", "block", *metrics, "share of teacher")
+    shown, whole = Table("stage", "block", *metrics, "share of teacher"), table["teacher"][metrics[0]]
     for stage in table["stages"]:
         for choice in stage["choices"]:
-            share = f"{100 * choice[metrics[0]] / table['teacher'][metrics[0]]:.1f} %"
+            share = f"{100 * choice[metrics[0]] / whole:.1f} %" if whole else "-"
             shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), share)
         shown.add_section()
     shown.add_row("fixed", "", *(amount(table["fixed"][m]) for m in metrics), "")

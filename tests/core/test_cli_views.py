@@ -210,6 +210,21 @@ def test_what_cannot_be_tabulated_is_said_before_anything_is_calibrated(
     assert not (home / "blocks").exists()
 
 
+def test_a_space_whose_teacher_costs_nothing_is_shown(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", sizes=np.array([2]), divergence=np.zeros(2), cost_params=np.zeros((1, 2)))
+    assert "c1" in shown("spaces", "show", f"table:{tmp_path / 't.npz'}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show",), ("config", "show"), ("search", "--eps", "1", "--workdir"), ("tabulate", "--to")],
+)
+def test_a_path_that_the_system_refuses_is_one_line(arguments: tuple[str, ...]) -> None:
+    done = nas(*arguments, "x" * 300 + ".npz")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: cannot use '.*x{300}.*': File name too long; give another path\n", done.stderr)
+
+
 def test_a_table_is_written_and_searched(tmp_path: Path) -> None:
     table = tmp_path / "t.npz"
     assert "candidates in" in shown("tabulate", "--space", "synthetic:3", "--to", str(table), "--quiet")
