@@ -59,6 +59,5 @@ def _check_same(run: Path, config: Mapping[str, Mapping[str, Any]], source: Spac
     now = source.fingerprint()
     differing = [f"{name} {recorded.get(name)!r} there, {now.get(name)!r} now" for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
     if differing:
-        raise RunMismatch(
-            f"run '{run}' searched another space than '{made_by}' gives ({'; '.join(differing)}); put back that file and what it loads, or search anew"
-        )
+        way_out = "put that file back as it was, and what it loads" if ".py:" in made_by else "give it the teacher, the data and the stage-nas it was made with"
+        raise RunMismatch(f"run '{run}' searched another space than '{made_by}' gives ({'; '.join(differing)}); {way_out}, or search anew")

@@ -121,3 +121,14 @@ def test_a_space_known_by_name_has_no_file(tmp_path: Path) -> None:
     assert file_of_space(tmp_path, {"space": {"name": "synthetic:3"}}) is None
     with pytest.raises(InputError, match="which is none of"):
         file_of_space(tmp_path, {"space": {"name": "gone.py:make_space"}})
+
+
+def test_a_space_known_by_name_must_be_that_of_the_run_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    toolkit.search("synthetic:3", 0.1, workdir=tmp_path, name="run", trials=1)
+    assert "has no models to export" in nas("export", str(run), "--candidate", "teacher", "--to", str(tmp_path / "model")).stderr
+    written = (run / "run.toml").read_text()
+    (run / "run.toml").write_text(written.replace('seed = "3"', 'seed = "4"'))
+    refused = nas("export", str(run), "--candidate", "teacher", "--to", str(tmp_path / "model"))
+    assert refused.returncode == 2
+    assert "than 'synthetic:3' gives (seed '4' there, '3' now); give it the teacher, the data and the stage-nas it was made with" in refused.stderr
