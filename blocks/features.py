@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.amounts import AMOUNT, amount, scaled
-from nas.blocks.shards import Shards, half_bytes, variance
+from nas.blocks.shards import Shards, half_bytes, variance, without_rounding
 from nas.data import Samples
 from nas.devices import moved
 from nas.errors import ContractError, InputError
@@ -147,14 +147,15 @@ class RecomputedFeatures:
 
     @cached_property
     def output_variances(self) -> tuple[float, ...]:
-        """Variance of each output, from one pass over all samples."""
+        """Variance of each output, from one pass over all samples; 0 of a constant."""
         sums = torch.zeros(3, len(self.step.writes), dtype=torch.float64)
         for rows in torch.split(torch.arange(len(self.samples)), 32):
             for k, value in enumerate(self.batch(rows)[1]):
                 wide = value.double()
                 sums[:, k] += torch.stack([torch.tensor(wide.numel(), dtype=torch.float64), wide.sum().cpu(), wide.square().sum().cpu()])
         count, total, squares = sums
-        return tuple(((squares - total.square() / count) / (count - 1)).tolist())
+        found = (squares - total.square() / count) / (count - 1)
+        return tuple(without_rounding(*of_one) for of_one in zip(found.tolist(), (total / count).tolist(), strict=True))
 
 
 def split_features(features: Features, heldout: float = 0.2) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,9 @@ from nas.errors import DamagedFile, InputError
 SHARD_MB = 256
 """Size of a file at most, single rows apart."""
 
+ROUNDING = 1e-6
+"""Standard deviation of a constant in single precision, as a share of it, at most."""
+
 
 class Shards:
     """`n` rows of one value, appended in order, then read by index like a tensor's.
@@ -101,16 +104,21 @@ def half_bytes(value: Tensor) -> int:
 
 
 def variance(value: Tensor | Shards) -> float:
-    """Variance over all rows and elements."""
+    """Variance over all rows and elements; 0 of a constant."""
     if isinstance(value, Tensor):
-        return float(value.float().var())
+        return without_rounding(float(value.float().var()), float(value.float().mean()))
     count, mean, squares = 0, 0.0, 0.0  # merged by file, after Chan, Golub and LeVeque
     for part in value.parts():
         n, centre = part.numel(), float(part.float().mean())
         squares += float((part.float() - centre).square().sum(dtype=torch.float64)) + (centre - mean) ** 2 * count * n / (count + n)
         mean += (centre - mean) * n / (count + n)
         count += n
-    return squares / max(count - 1, 1)
+    return without_rounding(squares / max(count - 1, 1), mean)
+
+
+def without_rounding(found: float, mean: float) -> float:
+    """The variance found, 0 where it is but what rounding leaves of a constant: errors in such a unit would be beyond all measure."""
+    return 0.0 if found <= (ROUNDING * mean) ** 2 else found
 
 
 def _halved(rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from nas.blocks.features import FeatureBank, FeatureBudget
 from nas.blocks.saved import save_model
 from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
-from nas.errors import InputError
+from nas.errors import InputError, did_you_mean
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
@@ -111,6 +111,8 @@ class NetworkSpace:
         for name, measure in self.extra_costs.items():
             function(f"cost '{name}'", measure)
         divergence_arguments(self.divergence, self.data.measure)
+        if self.levels is not None and self.levels not in self.data.fit.inputs:
+            raise InputError(f"levels must name an input of the samples, got '{self.levels}'{did_you_mean(self.levels, self.data.fit.inputs)}")
 
     def __repr__(self) -> str:
         choices = ", ".join(f"{stage.name}: {len(stage.choices)}" for stage in self.stages)

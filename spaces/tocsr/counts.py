@@ -6,7 +6,6 @@ Setting of every number: latents of 64x64 (512 px), 77 text tokens, batch 1; one
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 
 from nas.errors import DamagedFile
 from nas.evaluators.costs import count_costs, count_params
-from nas.files import Form, read_json
+from nas.files import Form, read_json, write_whole
 from nas.graph import StageGraph
 from nas.home import nas_home
 from nas.problem import CostTable
@@ -133,6 +132,4 @@ def _write(path: Path, table: dict[str, Any]) -> None:
     """Writes the file whole or not at all; a folder that cannot be written costs the next caller a few seconds, no more."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(table), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(table).encode())

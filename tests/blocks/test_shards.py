@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from nas.blocks.calibration import CalibrationSettings, Calibrator
 from nas.blocks.features import FeatureBank, FeatureBudget, RecomputedFeatures, StageFeatures, collect_features, feature_bytes
 from nas.blocks.shards import Shards, variance
 from nas.blocks.store import BlockStore
-from nas.data import Splits
+from nas.data import Samples, Splits
 from nas.errors import DamagedFile, InputError
-from nas.graph import StageGraph
+from nas.graph import StageGraph, Step
 from nas.progress import Quiet
 from nas.space import Stage
 
@@ -37,6 +38,23 @@ def test_rows_come_back_in_half_precision_from_several_files(tmp_path: Path) -> 
     assert sum(file.stat().st_size for file in files) == pytest.approx(values.numel() * 2, rel=1e-3)
     assert variance(shards) == pytest.approx(float(values.var()), rel=1e-3)
     assert variance(values) == float(values.var())
+
+
+class Constant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, 0.1)
+
+
+@pytest.mark.parametrize("n", [7, 1000])
+def test_a_constant_has_no_variance_wherever_it_is(n: int, tmp_path: Path) -> None:
+    samples = Samples({"x": torch.randn(n, 7)}, torch.arange(n))
+    graph = StageGraph(("x",), (Step("a", ("x",), ("y",), Constant()),), "y")
+    shards = Shards(tmp_path, "y")
+    shards.append(torch.full((n, 7), 0.1))
+    assert variance(shards.close()) == 0
+    assert collect_features(graph, ["a"], samples, Quiet())["a"].output_variances == (0.0,)
+    assert RecomputedFeatures(graph, graph["a"], samples).output_variances == (0.0,)
+    assert variance(torch.full((n, 7), 0.1) + 1e-5 * torch.randn(n, 7)) == pytest.approx(1e-10, rel=0.4)
 
 
 def test_numbers_beyond_fp16_are_kept_as_bf16_and_integers_as_they_are(tmp_path: Path) -> None:

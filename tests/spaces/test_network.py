@@ -118,6 +118,11 @@ def test_a_stage_that_is_no_step_is_refused(graph: StageGraph, splits: Splits) -
         NetworkSpace("toy", graph, (Stage("stemm", (Choice("teacher"),)),), splits)
 
 
+def test_levels_that_are_no_input_are_refused_before_anything_is_calibrated(graph: StageGraph, stages: tuple[Stage, ...], splits: Splits) -> None:
+    with pytest.raises(InputError, match="levels must name an input of the samples, got 'sigma'; known: x"):
+        NetworkSpace("toy", graph, stages, splits, levels="sigma")
+
+
 def test_a_spec_that_makes_no_key_is_refused(graph: StageGraph, splits: Splits) -> None:
     class Odd:
         spec = {"weights": Path("w.bin")}  # noqa: RUF012
