@@ -1,5 +1,6 @@
 """Any assembled model as a folder: weights as safetensors, the architecture as JSON, and a loader that starts from the user's own model class."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from nas.traced import TracedModel
 WEIGHTS, ARCHITECTURE, DIFF = "model.safetensors", "architecture.json", "architecture.txt"
 _VERSION = 1
 
-_STAGE: Form = {"recipe": dict, "modules?": [str], "results?": [dict], "calls?": [dict]}
+_STAGE: Form = {"recipe": dict, "modules?": [str], "results?": [dict], "calls?": [dict], "one_argument?": bool}
 _FORM: Form = {"format": str, "version": int, "sha256": str, "stages": {str: _STAGE}}
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -93,19 +94,32 @@ def load_graph(folder: Path | str, graph: StageGraph, recipes: Sequence[Recipe] 
 
 
 def library_free(model: nn.Module) -> nn.Module:
-    """The loaded model without any class of this toolkit, on the same weights; it is changed and returned. `torch.save` may keep it.
+    """The loaded model without any class of this toolkit: another model on the same weights.
 
     Raises:
         ContractError: a block needs a class of the toolkit; names it.
     """
-    for name, module in list(model.named_modules()):
+    free = copy.deepcopy(model, {id(value): value for value in (*model.parameters(), *model.buffers())})
+    for name, module in list(free.named_modules()):
         if isinstance(module, Restored) and module.returns_bare_tensor:
-            put(model, name, nn.Identity() if isinstance(module.block, HandOn) else module.block)
-    bound = {name: type(module).__name__ for name, module in model.named_modules() if type(module).__module__.startswith("nas.")}
+            put(free, name, _without_place(module))
+    bound = {name: type(module).__name__ for name, module in free.named_modules() if type(module).__module__.startswith("nas.")}
     if bound:
         name, kind = next(iter(bound.items()))
         raise ContractError(f"'{name}' is a {kind} of this toolkit, and {len(bound) - 1} more are; such a model needs the toolkit to be loaded")
-    return model
+    return free
+
+
+def _without_place(place: Restored) -> nn.Module:
+    """The block itself, with the attributes that callers may ask for; the place where its hand-on block may be called with more than a tensor."""
+    hands_on = isinstance(place.block, HandOn)
+    if hands_on and not place.one_argument:
+        return place
+    block = nn.Identity() if hands_on else place.block
+    for name, value in place.shown.items():
+        if not hasattr(block, name):
+            setattr(block, name, value)
+    return block
 
 
 @contextmanager
@@ -179,6 +193,7 @@ def _stage(graph: StageGraph, name: str, choice: Choice, block: nn.Module) -> di
     calls = chain.calls if chain else ()
     return {
         **row, "modules": list(graph.paths[name]), "results": [result.to_json() for result in results], "calls": [call.to_json() for call in calls],
+        "one_argument": step.layout.arguments.is_one_argument,
     }  # fmt: skip
 
 
@@ -210,7 +225,7 @@ def _places(model: nn.Module, name: str, stage: Mapping[str, Any], recipes: Sequ
         raise DamagedFile(f"stage '{name}' has {len(paths)} modules and {len(results)} results; export the model again")
     teacher = Chain([known[path] for path in paths], calls, results) if calls else known[paths[0]]
     block = _recipe(stage["recipe"], recipes).build(teacher)
-    first = Restored(block, results[0], plain_attributes(known[paths[0]]))
+    first = Restored(block, results[0], plain_attributes(known[paths[0]]), one_argument=stage.get("one_argument", False))
     return {paths[0]: first, **{path: PassOn(result) for path, result in zip(paths[1:], results[1:], strict=True)}}
 
 

@@ -11,7 +11,7 @@ from nas.blocks.building import build_block
 from nas.blocks.contract import check_block, check_spec, without_weights
 from nas.blocks.recipe import BlockRecipe, recipe_of
 from nas.data import hash_tensors
-from nas.errors import ContractError
+from nas.errors import ContractError, DoesNotFit
 from nas.graph import StageGraph, Step, Values, call_step
 from nas.layout import Layout, Template, tensors_of
 from nas.space import Recipe, Stage
@@ -48,7 +48,7 @@ def check_at_step(recipe: Recipe, step: Step, read: Iterable[Any]) -> nn.Module:
     where = f"block '{step.name}/{name}'"
     check_spec(recipe, where)
     _check_rebuilt(recipe, where)
-    check_block(step, build_block(recipe, without_weights(step.module), f"{step.name}/{name}"), arguments, name)
+    _check_fits(recipe, step, arguments, name)
     before = hash_tensors(_tensors(step.module))
     block, twin = (_seeded(recipe, step.module) for _ in range(2))
     if hash_tensors(_tensors(step.module)) != before:
@@ -65,6 +65,16 @@ def check_at_step(recipe: Recipe, step: Step, read: Iterable[Any]) -> nn.Module:
             raise ContractError(f"{where}: {what}")
     _check_gradients(step, block, arguments, where)
     return block
+
+
+def _check_fits(recipe: Recipe, step: Step, arguments: tuple[Any, ...], name: str) -> None:
+    """`check_block` of the block without weights; an optional recipe that breaks the contract does not fit, as in a library."""
+    try:
+        check_block(step, build_block(recipe, without_weights(step.module), f"{step.name}/{name}"), arguments, name)
+    except ContractError as error:
+        if getattr(recipe, "optional", False):
+            raise DoesNotFit(f"{name} does not fit: {error}") from error
+        raise
 
 
 def _step_of(teacher: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:

@@ -53,6 +53,11 @@ class Template:
         return 1 + max((leaf.index for leaf in self.leaves if isinstance(leaf, Slot)), default=-1)
 
     @property
+    def is_one_argument(self) -> bool:
+        """Of a template of `(args, kwargs)`: whether that is one tensor, given by position, and nothing else."""
+        return self.n_slots == 1 and self.spec == pytree.tree_structure(((0,), {}))
+
+    @property
     def slots(self) -> list[Slot]:
         """The places of its tensors, in the order of their numbers."""
         return sorted({leaf.index: leaf for leaf in self.leaves if isinstance(leaf, Slot)}.values(), key=lambda slot: slot.index)
@@ -177,13 +182,17 @@ def check_leaves(tree: Any, where: str) -> None:
 
 
 class Restored(nn.Module):
-    """A block in a teacher's place: returns its tensors in the teacher's containers, and shows the plain attributes that callers may ask for."""
+    """A block in a teacher's place: returns its tensors in the teacher's containers, and shows the plain attributes that callers may ask for.
 
-    def __init__(self, block: nn.Module, result: Template, attributes: dict[str, Any] | None = None) -> None:
+    `one_argument`: it is known to be called with one tensor, by position, and nothing else.
+    """
+
+    def __init__(self, block: nn.Module, result: Template, attributes: dict[str, Any] | None = None, *, one_argument: bool = False) -> None:
         super().__init__()
         self.block = block
+        self.shown, self.one_argument = attributes or {}, one_argument
         self._result = result
-        for name, value in (attributes or {}).items():
+        for name, value in self.shown.items():
             self.__dict__.setdefault(name, value)
 
     @property

@@ -6,6 +6,8 @@
     fixed_<metric>    scalar           cost of what is not searched, 0 when absent; needs its cost_<metric>
     calibration_error (S, max K)       optional; NaN means unknown, column 0 counts as 0
     stderr            (prod sizes,)    optional standard errors of the divergences
+    stage_names       (S,)             optional texts; s0, s1, ... when absent
+    choice_names      (S, max K)       optional texts, column 0 'teacher', padding is ignored; teacher, c1, c2, ... when absent
 
 Other arrays are ignored. Symbols: `S` stages, `K` choices, `N = prod sizes`.
 """
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from nas.errors import InputError
 from nas.problem import CostTable, Floats
+from nas.space import TEACHER, SearchSpace
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,13 +41,25 @@ UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, SyntaxError, M
 
 @dataclass(frozen=True)
 class Table:
-    """All divergences of a space, `(N,)`, with its costs; `stderr` and `calibration_errors` where they are known."""
+    """All divergences of a space, `(N,)`, with its costs; `stderr`, `calibration_errors` and `names` (of each stage's choices) where they are known."""
 
     sizes: tuple[int, ...]
     divergence: Floats
     costs: CostTable
     calibration_errors: Floats | None = None
     stderr: Floats | None = None
+    names: Mapping[str, Sequence[str]] | None = None
+
+
+def names_of(space: SearchSpace) -> dict[str, tuple[str, ...]]:
+    """Stage name -> the names of its choices, the teacher's first."""
+    return {stage.name: tuple(choice.name for choice in stage.choices) for stage in space.stages}
+
+
+def name_arrays(names: Mapping[str, Sequence[str]]) -> dict[str, NDArray[Any]]:
+    """The arrays that a table keeps names in."""
+    widest = max(map(len, names.values()))
+    return {"stage_names": np.array(list(names)), "choice_names": np.array([[*row, *[""] * (widest - len(row))] for row in names.values()])}
 
 
 def read_table(path: Path) -> Table:
@@ -77,6 +92,7 @@ def write_table(path: Path, table: Table, more: Arrays | None = None) -> None:
     arrays |= {f"fixed_{metric}": value for metric, value in table.costs.fixed.items()}
     arrays |= {} if table.calibration_errors is None else {"calibration_error": table.calibration_errors}
     arrays |= {} if table.stderr is None else {"stderr": table.stderr}
+    arrays |= {} if table.names is None else name_arrays(table.names)
     arrays |= more or {}
     partial = path.with_name(path.name + ".tmp")
     try:
@@ -96,11 +112,11 @@ def parse_table(arrays: Arrays) -> Table:
         first = int(np.isnan(divergence).argmax())
         raise InputError(f"'divergence' must not be NaN, got NaN at entry {first} (counted from 0); use inf for a failed measurement")
     used = np.arange(padded[1]) < np.array(sizes)[:, None]
-    return Table(sizes, divergence, _costs(arrays, padded, used), _calibration_errors(arrays, padded, used), _stderr(arrays, n))
+    return Table(sizes, divergence, _costs(arrays, padded, used), _calibration_errors(arrays, padded, used), _stderr(arrays, n), _names(arrays, sizes))
 
 
 def _is_known(name: str) -> bool:
-    return name in {"sizes", "divergence", "calibration_error", "stderr"} or name.startswith(("cost_", "fixed_"))
+    return name in {"sizes", "divergence", "calibration_error", "stderr", "stage_names", "choice_names"} or name.startswith(("cost_", "fixed_"))
 
 
 def _sizes(arrays: Arrays) -> tuple[int, ...]:
@@ -150,6 +166,39 @@ def _stderr(arrays: Arrays, n: int) -> Floats | None:
     stderr = _floats(arrays, "stderr", (n,))
     _check_entries("stderr", stderr, ~(np.isfinite(stderr) & (stderr >= 0)))
     return stderr
+
+
+def _names(arrays: Arrays, sizes: Sequence[int]) -> dict[str, tuple[str, ...]] | None:
+    """The names of stages and choices, checked; None where the table has neither."""
+    if "stage_names" not in arrays and "choice_names" not in arrays:
+        return None
+    known = name_arrays(names_of(SearchSpace.of_sizes("table", sizes)))
+    stages, choices = (_texts(arrays, name, default) for name, default in known.items())
+    _check_names("'stage_names'", stages.tolist())
+    names = {stage: tuple(row[:size]) for stage, row, size in zip(stages.tolist(), choices.tolist(), sizes, strict=True)}
+    for stage, row in names.items():
+        _check_names(f"'choice_names' of stage '{stage}'", row)
+        if row[0] != TEACHER:
+            raise InputError(f"'choice_names' of stage '{stage}' must begin with '{TEACHER}', got '{row[0]}'")
+    return names
+
+
+def _texts(arrays: Arrays, name: str, default: NDArray[Any]) -> NDArray[Any]:
+    values = arrays.get(name, default)
+    if values.shape != default.shape or values.dtype.kind != "U":
+        raise InputError(f"'{name}' must hold texts of shape {default.shape}, got shape {values.shape} of {values.dtype}")
+    return values
+
+
+def _check_names(where: str, names: Sequence[str]) -> None:
+    """Raises if a name is empty, unprintable, in white space or there twice; says which."""
+    seen: set[str] = set()
+    for k, name in enumerate(names):
+        if not name or name != name.strip() or not name.isprintable():
+            raise InputError(f"{where} must be printable and not empty, without white space around, got {name!r} at {k} (counted from 0)")
+        if name in seen:
+            raise InputError(f"{where} must differ, got '{name}' twice")
+        seen.add(name)
 
 
 def _check_entries(name: str, values: Floats, wrong: NDArray[np.bool_], other: str = "") -> None:

@@ -13,7 +13,7 @@ from nas.problem import CostTable, Floats
 from nas.progress import Progress
 from nas.protocols import Task
 from nas.space import Candidate, SearchSpace
-from nas.table import UNREADABLE, Table, write_table
+from nas.table import UNREADABLE, Table, name_arrays, names_of, write_table
 
 MOST = 1_000_000
 """More candidates than this are not tabulated."""
@@ -40,14 +40,14 @@ def tabulate(task: Task, path: Path, progress: Progress, *, fingerprint: Mapping
 
     def save() -> None:
         """Like the table, with NaN for what is not measured yet."""
-        write_table(part, Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr), {"origin": np.array(origin)})
+        write_table(part, _table(task, divergence, stderr), {"origin": np.array(origin)})
 
     save()
     try:
         _measure_all(task, divergence, stderr, save, progress, chunk, save_every_s)
     finally:
         save()
-    table = Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr)
+    table = _table(task, divergence, stderr)
     write_table(path, table)
     part.unlink()
     return table
@@ -88,6 +88,10 @@ def _measured(task: Task, candidates: Sequence[Candidate]) -> tuple[Floats, Floa
     return divergence, stderr
 
 
+def _table(task: Task, divergence: Floats, stderr: Floats) -> Table:
+    return Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr, names_of(task.space))
+
+
 def _resumed(part: Path, task: Task, origin: str) -> tuple[Floats, Floats]:
     """Divergences and standard errors so far, NaN where nothing was measured."""
     n = task.space.n_candidates
@@ -108,6 +112,9 @@ def _resumed(part: Path, task: Task, origin: str) -> tuple[Floats, Floats]:
 
 def _belongs(arrays: Arrays, task: Task) -> bool:
     if not np.array_equal(arrays["sizes"], task.space.sizes):
+        return False
+    names = name_arrays(names_of(task.space))
+    if any(name in arrays and not np.array_equal(arrays[name], values) for name, values in names.items()):  # older parts have none
         return False
     errors = arrays.get("calibration_error")
     if (errors is None) != (task.calibration_errors is None):

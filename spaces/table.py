@@ -11,7 +11,7 @@ import numpy as np
 from nas.problem import CostTable, Floats, Problem
 from nas.progress import Progress
 from nas.protocols import Task
-from nas.space import Candidate, SearchSpace
+from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.table import Table, read_table
 from nas.trial import Measurement
 
@@ -79,6 +79,12 @@ def enumerated_optimum(problem: Problem, divergence: Floats, eps: float, chunk: 
     return best[1] if best else None
 
 
+def _space(name: str, table: Table) -> SearchSpace:
+    if table.names is None:
+        return SearchSpace.of_sizes(name, table.sizes)
+    return SearchSpace(name, tuple(Stage(stage, tuple(map(Choice, choices))) for stage, choices in table.names.items()))
+
+
 def make_table(file: str) -> TableSpace:
     """The space of a table file, as `--space table:FILE.npz` names it.
 
@@ -87,4 +93,4 @@ def make_table(file: str) -> TableSpace:
     """
     path = Path(file)
     table = read_table(path)
-    return TableSpace(SearchSpace.of_sizes(path.stem, table.sizes), table, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    return TableSpace(_space(path.stem, table), table, hashlib.sha256(path.read_bytes()).hexdigest()[:16])

@@ -1,13 +1,15 @@
 """Structured pruning inside a block: the weakest hidden channels go, what the block reads and writes keeps its shape (Li et al., 2017).
 
 A pair is a layer and the next one that reads its outputs channel by channel: between them only activations, pooling, dropout, batch
-normalisation and depthwise convolutions. Pairs are told from the order in which layers were registered, and batch norms registered apart from
+and group normalisation and depthwise convolutions. Pairs are told from the order in which layers were registered, and norms registered apart from
 their pair from their width; the contract, which runs the
 block that was made, has the last word.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from nas.blocks.reductions.reduction import Reduction, check_fraction, copied, r
 from nas.errors import DoesNotFit
 
 _Dense = nn.Linear | _ConvNd
+_Norm = _BatchNorm | nn.GroupNorm
 _POOLING = ("MaxPool", "AvgPool", "Upsample", "Identity")
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 """Names of gated feed-forward layers: the product of the first two is what the third reads."""
@@ -38,6 +41,11 @@ class Pair:
     def width(self) -> int:
         """Hidden channels."""
         return _width_in(self.reader)
+
+    @property
+    def step(self) -> int:
+        """What the number of hidden channels must be a multiple of: every group norm keeps its groups."""
+        return math.lcm(*(layer.num_groups for layer in self.between if isinstance(layer, nn.GroupNorm)))
 
 
 @reduction
@@ -72,14 +80,14 @@ class FeedForward(Reduction):
 
 def _pruned(recipe: Reduction, teacher: nn.Module, kind: type[nn.Module], fraction: float) -> nn.Module:
     twin = copied(teacher)
-    pairs = [pair for pair in find_pairs(twin) if isinstance(pair.reader, kind) and pair.width > 1]
+    pairs = [pair for pair in find_pairs(twin) if isinstance(pair.reader, kind) and pair.width > pair.step]
     if not pairs:
         unsure, layers = _unsure_pairs(twin, kind), kind.__name__.strip("_").removesuffix("Nd")
         way_out = "which the order of layers does not tell for sure; make each pair a module and a stage of its own"
-        found = f"{unsure} such pairs, {way_out}" if unsure > 1 else "none"
+        found = f"{unsure} such pairs, {way_out}" if unsure > 1 else f"none{_obstacle(twin, kind)}"
         raise DoesNotFit(f"{recipe.name} needs two {layers} layers of which one reads what the other writes, found {found}")
     for pair in pairs:
-        prune(pair, max(1, round(fraction * pair.width)))
+        prune(pair, pair.step * max(1, round(fraction * pair.width / pair.step)))
     return twin
 
 
@@ -109,6 +117,21 @@ def _unsure_pairs(root: nn.Module, kind: type[nn.Module]) -> int:
                 count += joined
                 writer = None if joined else layer
     return count
+
+
+def _obstacle(root: nn.Module, kind: type[nn.Module]) -> str:
+    """What stands between two layers that would be a pair by their widths, for the message; nothing where there are no two."""
+    for parent in root.modules():
+        for run in () if is_attention(parent) else _runs(parent):
+            dense = [k for k, layer in enumerate(run) if isinstance(layer, kind) and isinstance(layer, _Dense) and not _depthwise(layer)]
+            for first, last in pairwise(dense):
+                writer, reader = run[first], run[last]
+                assert isinstance(writer, _Dense)
+                assert isinstance(reader, _Dense)
+                barred = [layer for layer in run[first + 1 : last] if isinstance(layer, nn.GroupNorm) or not _carries(layer)]
+                if barred and _width_in(reader) > 1 and _joined(writer, reader):
+                    return f", since {barred[0]} stands between two that would do"
+    return ""
 
 
 def _gated(parent: nn.Module) -> Iterator[Pair]:
@@ -144,6 +167,7 @@ def _unrolled(parent: nn.Module) -> Iterator[nn.Module]:
 
 
 def _pairs(run: Sequence[nn.Module]) -> Iterator[Pair]:
+    run = _without_skip(run)
     n_dense = sum(isinstance(layer, _Dense) and not _depthwise(layer) for layer in run)
     writer: _Dense | None = None
     between: list[nn.Module] = []
@@ -151,7 +175,9 @@ def _pairs(run: Sequence[nn.Module]) -> Iterator[Pair]:
         if isinstance(layer, _Dense) and not _depthwise(layer):
             sure = bool(between) or n_dense == 2
             if writer is not None and sure and _joined(writer, layer):
-                yield Pair((writer,), tuple(between or _norms_elsewhere(run, writer, layer)), layer, fused=_width_out(writer) == 2 * _width_in(layer))
+                if n_dense == 2 and not any(isinstance(other, _Norm) for other in between):
+                    between += _norms_elsewhere(run, writer, layer)
+                yield Pair((writer,), tuple(between), layer, fused=_width_out(writer) == 2 * _width_in(layer))
             writer, between = (layer if getattr(layer, "groups", 1) == 1 and not getattr(layer, "transposed", False) else None), []
         elif _carries(layer):
             between.append(layer)
@@ -159,12 +185,26 @@ def _pairs(run: Sequence[nn.Module]) -> Iterator[Pair]:
             writer, between = None, []
 
 
+def _without_skip(run: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """The run without a last 1x1 convolution that may stand beside the two wider ones before it: it reads like the first and writes like the second.
+
+    Where it follows them instead, only their pair is found: less than could be, and nothing wrong.
+    """
+    dense = [layer for layer in run if isinstance(layer, _Dense) and not _depthwise(layer)]
+    if len(dense) != 3 or not all(isinstance(layer, _ConvNd) for layer in dense):
+        return run
+    first, second, skip = dense
+    wide = [max(layer.kernel_size) > 1 for layer in dense if isinstance(layer, _ConvNd)]
+    beside = _width_in(skip) == _width_in(first) and _width_out(skip) == _width_out(second)
+    return [layer for layer in run if layer is not skip] if wide == [True, True, False] and beside else run
+
+
 def _norms_elsewhere(run: Sequence[nn.Module], writer: _Dense, reader: _Dense) -> list[nn.Module]:
-    """Batch norms registered apart from the pair that can only be between them: as wide as the hidden channels and as nothing else of the pair."""
+    """Norms registered apart from the pair that can only be between them: as wide as the hidden channels and as nothing else of the pair."""
     hidden = _width_in(reader)
     if hidden in (_width_in(writer), _width_out(reader)):
         return []
-    return [layer for layer in run if isinstance(layer, _BatchNorm) and layer.num_features == hidden]
+    return [layer for layer in run if isinstance(layer, _Norm) and _width_of(layer) == hidden]
 
 
 def _joined(writer: _Dense, reader: _Dense) -> bool:
@@ -175,7 +215,7 @@ def _joined(writer: _Dense, reader: _Dense) -> bool:
 
 
 def _carries(layer: nn.Module) -> bool:
-    if isinstance(layer, _BatchNorm | _DropoutNd) or _depthwise(layer):
+    if isinstance(layer, _Norm | _DropoutNd) or _depthwise(layer):
         return True
     return not any(True for _ in layer.parameters()) and (
         type(layer).__module__.startswith(("torch.nn.modules.activation", "transformers.activations")) or type(layer).__name__.startswith(_POOLING)
@@ -184,6 +224,10 @@ def _carries(layer: nn.Module) -> bool:
 
 def _depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, _ConvNd) and layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels
+
+
+def _width_of(norm: _Norm) -> int:
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
 def _width_in(layer: _Dense) -> int:
@@ -203,7 +247,7 @@ def prune(pair: Pair, keep: int) -> None:
         if isinstance(layer, _ConvNd):
             take_outputs(layer, kept)
             layer.groups = layer.in_channels = keep
-        elif isinstance(layer, _BatchNorm):
+        elif isinstance(layer, _Norm):
             _take_normalised(layer, kept)
     take_inputs(pair.reader, kept)
 
@@ -239,11 +283,11 @@ def take_inputs(layer: _Dense, kept: Tensor) -> None:
         layer.in_channels = len(kept)
 
 
-def _take_normalised(norm: _BatchNorm, kept: Tensor) -> None:
-    norm.num_features = len(kept)
+def _take_normalised(norm: _Norm, kept: Tensor) -> None:
+    setattr(norm, "num_channels" if isinstance(norm, nn.GroupNorm) else "num_features", len(kept))
     for name in ("weight", "bias"):
         if getattr(norm, name) is not None:
             setattr(norm, name, nn.Parameter(getattr(norm, name).detach()[kept].clone()))
     for name in ("running_mean", "running_var"):
-        if getattr(norm, name) is not None:
+        if getattr(norm, name, None) is not None:
             setattr(norm, name, getattr(norm, name)[kept].clone())

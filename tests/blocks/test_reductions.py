@@ -252,3 +252,51 @@ def test_channels_are_pruned_through_a_norm_registered_apart_from_its_pair() -> 
     block: Any = check_recipe(Channels(0.5), teacher, torch.randn(3, 8, 20))
     assert (block.a.out_channels, block.nb.num_features, block.na.num_features) == (8, 8, 8)
     assert sum(p.numel() for p in block.parameters()) < sum(p.numel() for p in teacher.parameters())
+
+
+class GroupNormed(nn.Module):
+    """A residual block with group norms, its layers registered in the given order; `skip` is a convolution beside them."""
+
+    def __init__(self, order: str, *, width: int = 8, inner: int = 24, groups: int = 4) -> None:
+        super().__init__()
+        made: dict[str, nn.Module] = {
+            "a": nn.Conv1d(width, inner, 3, padding=1), "na": nn.GroupNorm(groups, inner), "act": nn.SiLU(),
+            "b": nn.Conv1d(inner, width, 3, padding=1), "nb": nn.GroupNorm(4, width), "skip": nn.Conv1d(width, width, 1),
+        }  # fmt: skip
+        for name in order.split():
+            self.add_module(name, made[name])
+
+    def forward(self, h: Tensor) -> Tensor:
+        layers = dict(self.named_children())
+        result: Tensor = h
+        for name in ("a", "na", "act", "b", "nb"):
+            result = layers[name](result) if name in layers else result
+        return result + (layers["skip"](h) if "skip" in layers else h)
+
+
+@pytest.mark.parametrize("order", ["a na act b", "a na act b nb skip", "a act b na nb", "a b na", "a b nb na skip"])
+def test_channels_are_cut_through_a_group_norm_and_beside_a_skip_convolution(order: str) -> None:
+    teacher: Any = GroupNormed(order).eval()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    block: Any = check_recipe(Channels(0.6), teacher, torch.randn(3, 8, 20))
+    assert (block.a.out_channels, block.b.in_channels) == (16, 16)  # 14.4 channels, to the nearest multiple of 4 groups
+    assert (block.na.num_groups, block.na.num_channels, block.na.weight.shape) == (4, 16, (16,))
+    kept = [int((teacher.a.weight == row).flatten(1).all(1).nonzero()) for row in block.a.weight]
+    assert torch.equal(block.na.bias, teacher.na.bias[kept])
+    if "skip" in order:
+        assert block.skip.weight.shape == teacher.skip.weight.shape
+
+
+def test_what_keeps_channels_from_being_cut_is_named() -> None:
+    x = torch.randn(3, 8, 20)
+    with pytest.raises(DoesNotFit, match=r"found none, since GroupNorm\(24, 24, .*\) stands between two that would do"):
+        check_recipe(Channels(0.5), GroupNormed("a na act b", groups=24).eval(), x)
+    with pytest.raises(DoesNotFit, match=r"found none, since LayerNorm\(\(20,\), .*\) stands between two that would do"):
+        check_recipe(Channels(0.5), nn.Sequential(nn.Conv1d(8, 16, 1), nn.LayerNorm(20), nn.Conv1d(16, 8, 1)), x)
+
+
+def test_a_group_norm_that_its_width_does_not_tell_apart_is_no_fit() -> None:
+    with pytest.raises(DoesNotFit, match="Expected weight to be a vector of size"):
+        check_recipe(Channels(0.5), GroupNormed("a act b na nb", inner=8).eval(), torch.randn(3, 8, 20))

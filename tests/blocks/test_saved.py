@@ -175,6 +175,63 @@ def test_a_model_whose_blocks_allow_it_needs_no_class_of_ours(tmp_path: Path) ->
     assert all(type(module).__module__.startswith("torch.") for module in free.modules())
 
 
+class Masked(nn.Module):
+    """A residual layer that is called with a mask by name, and asked for its kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(8, 8)
+        self.kind = "plain"
+
+    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        result: Tensor = h + self.line(h if mask is None else h * mask)
+        return result
+
+
+class MaskedNet(nn.Module):
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.named, self.layers = named, nn.ModuleList([Masked(), Masked()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            assert layer.kind == "plain"
+            x = layer(x, mask=x > 0) if self.named else layer(x)
+        return x
+
+
+def bypassed(folder: Path, named: bool) -> MaskedNet:
+    graph = cut(MaskedNet(named).eval(), {"low": "layers.0"}, Samples(X, torch.arange(6)))
+    save_model(graph, {"low": (Choice("b", Bypass()), Bypass().build(graph["low"].module))}, folder)
+    return load_model(folder, MaskedNet(named))
+
+
+def test_a_free_model_is_another_one_on_the_same_weights_and_answers_for_its_places(tmp_path: Path) -> None:
+    model = bypassed(tmp_path, named=False)
+    before, want = repr(model), model(X["x"])
+    free = library_free(model)
+    assert torch.equal(free(X["x"]), want)
+    assert repr(model) == before
+    assert type(free.get_submodule("layers.0")) is nn.Identity
+    assert free.get_parameter("layers.1.line.weight") is model.get_parameter("layers.1.line.weight")
+
+
+def test_a_hand_on_block_that_is_called_with_more_than_a_tensor_is_refused(tmp_path: Path) -> None:
+    model = bypassed(tmp_path, named=True)
+    with pytest.raises(ContractError, match=r"'layers.0' is a Restored of this toolkit"):
+        library_free(model)
+    assert model(X["x"]).shape == (6, 8)
+
+
+def test_a_folder_that_does_not_say_how_a_stage_is_called_gives_no_free_hand_on_block(tmp_path: Path) -> None:
+    bypassed(tmp_path, named=False)
+    architecture = json.loads((tmp_path / "architecture.json").read_text())
+    del architecture["stages"]["low"]["one_argument"]
+    (tmp_path / "architecture.json").write_text(json.dumps(architecture))
+    with pytest.raises(ContractError, match=r"'layers.0' is a Restored of this toolkit"):
+        library_free(load_model(tmp_path, MaskedNet(named=False)))
+
+
 class Tied(nn.Module):
     """A head that is its embedding."""
 

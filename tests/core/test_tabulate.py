@@ -1,6 +1,7 @@
 """Tables of small spaces, written resumably."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from nas.errors import DamagedFile, InputError, RunMismatch
 from nas.problem import CostTable
 from nas.progress import Quiet
 from nas.protocols import Task
-from nas.space import Candidate, SearchSpace
+from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.spaces.synthetic import make_synthetic
 from nas.spaces.table import make_table
 from nas.tabulate import tabulate
@@ -58,6 +59,37 @@ def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path: Path) -> None:
     table = tabulate(toy_task(second), path, Quiet(), chunk=4)
     assert first.measured + second.measured == [tuple(row) for row in toy_task(first).space.enumerate().tolist()]
     assert table.divergence[-1] == 5.0
+
+
+def named_task(evaluator: Counting, *, last: str = "narrow, 0.5") -> Task:
+    """`toy_task` with names of its own."""
+    stages = Stage("down.0", tuple(map(Choice, ("teacher", "slim", last)))), Stage("mid", tuple(map(Choice, ("teacher", "x", "y", "z"))))
+    return replace(toy_task(evaluator), space=SearchSpace("toy", stages))
+
+
+def test_a_table_keeps_the_names_of_stages_and_choices(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    tabulate(named_task(Counting()), path, Quiet())
+    space = make_table(str(path)).space
+    assert space.decode((2, 3)) == {"down.0": "narrow, 0.5", "mid": "z"}
+    assert space.parse("down.0=narrow, 0.5,mid=z") == (2, 3)
+
+
+def test_a_partial_table_is_gone_on_with_without_names_and_not_under_others(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    part = tmp_path / "toy.npz.part"
+    with pytest.raises(KeyboardInterrupt):
+        tabulate(named_task(Counting(most=8)), path, Quiet(), chunk=4)
+    with pytest.raises(RunMismatch, match="another space"):
+        tabulate(named_task(Counting(), last="narrow, 0.25"), path, Quiet())
+    with np.load(part) as stored:
+        older = {name: stored[name] for name in stored.files if not name.endswith("_names")}
+    with part.open("wb") as file:
+        np.savez(file, **older)
+    second = Counting()
+    tabulate(named_task(second), path, Quiet())
+    assert len(second.measured) == 4
+    assert make_table(str(path)).space.stages[0].choices[2].name == "narrow, 0.5"
 
 
 def test_a_partial_table_of_another_space_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def test_every_snippet_of_the_tutorial_runs(home: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(snippets) == 9
+    assert len(snippets) == 11
     state = torch.random.get_rng_state()
     (tmp_path / "tutorial_snippets.py").write_text("\n".join(snippets), encoding="utf-8")
     import tutorial_snippets  # type: ignore[import-not-found]  # written a line above

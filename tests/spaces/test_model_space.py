@@ -15,7 +15,7 @@ from nas.blocks.calibration import CalibrationSettings
 from nas.blocks.reductions.convolutions import Separable
 from nas.blocks.reductions.depth import Bypass
 from nas.blocks.reductions.low_rank import LowRank
-from nas.blocks.reductions.widths import FeedForward
+from nas.blocks.reductions.widths import Channels, FeedForward
 from nas.blocks.saved import load_model
 from nas.errors import InputError, NasError, UserCodeError
 from nas.evaluators.divergences import kl_divergence
@@ -68,6 +68,45 @@ def test_a_search_on_an_own_model_saves_a_winner_that_loads_to_the_bit(space: Ne
     assert float(divergence) == pytest.approx(winner["heldout_divergence"], rel=1e-5)
     assert sum(p.numel() for p in model.parameters()) == winner["params"]
     assert assembled.costs.of((0, 0))["layers"] == 4 + 2
+
+
+class Up(nn.Module):
+    """Reads what lies below and a long skip; its norm, registered last, is told by its inner width unless that is 8, what it reads."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(8, inner, 3, padding=1), nn.Conv1d(inner, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(4, inner)
+
+    def forward(self, h: Tensor, skip: Tensor) -> Tensor:
+        result: Tensor = self.second(self.norm(self.first(torch.cat([h, skip], 1))).relu())
+        return result
+
+
+class LongSkips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)
+        self.high, self.low = Up(16), Up(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        down = self.down(stem)
+        result: Tensor = self.low(self.high(down, down), stem)
+        return result
+
+
+def test_stages_that_read_several_tensors_work_and_a_norm_that_cannot_be_placed_leaves_a_recipe_out(home: Path, tmp_path: Path) -> None:
+    x = torch.randn(96, 1, 6, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    stages = {"high": "high", "low": "low"}
+    own = model_space("skips", LongSkips().eval(), stages, split(collect([x])), [Channels(0.5)], calibration=CalibrationSettings(max_steps=5), home=home)
+    assert [choice.name for choice in own.stages[0].choices] == ["teacher", "channels-0.5"]
+    assert "Expected weight to be a vector of size" in own.left_out["low"]["channels-0.5"]
+    winner = nas.search(own, 1e9, workdir=tmp_path, trials=3).to_json()["winners"][0]
+    small = load_model(winner["path"], LongSkips())
+    assert winner["candidate"]["high"] == "channels-0.5"
+    assert sum(p.numel() for p in small.parameters()) == winner["params"]
 
 
 def test_the_search_calibrates_nothing_twice_and_measures_the_same(space: NetworkSpace) -> None:

@@ -59,6 +59,14 @@ def test_only_sizes_divergence_and_one_cost_are_needed(tmp_path: Path) -> None:
     assert made.evaluator.measure([(0, 1)])[0].stderr == 0.0
 
 
+def test_names_are_read_where_they_are_and_padding_may_hold_any(tmp_path: Path) -> None:
+    both = {"stage_names": np.array(["low", "high"]), "choice_names": np.array([["teacher", "x", "x"], ["teacher", "x", "y"]])}
+    assert task(tmp_path, **both).space.decode((1, 2)) == {"low": "x", "high": "y"}
+    assert task(tmp_path, stage_names=both["stage_names"]).space.decode((1, 2)) == {"low": "c1", "high": "c2"}
+    assert task(tmp_path, choice_names=both["choice_names"]).space.decode((1, 2)) == {"s0": "x", "s1": "y"}
+    assert task(tmp_path).space == SearchSpace.of_sizes("toy", (2, 3))
+
+
 def test_unknown_arrays_are_ignored(tmp_path: Path) -> None:
     assert task(tmp_path, notes=np.array(["anything"]), seeds=np.zeros((7, 7))).space.n_candidates == 6
 
@@ -103,6 +111,15 @@ def test_an_infinite_divergence_is_a_failed_measurement(tmp_path: Path) -> None:
         ({"stderr": np.array([0, 0, 0, -1.0, 0, 0])}, "got -1 for entry 3 .counted from 0."),
         ({"cost_macs": None, "fixed_macs": np.array(1.0)}, "'fixed_macs' has no 'cost_macs' beside it"),
         ({"cost_": np.ones((2, 3))}, "'cost_' names no metric"),
+        ({"stage_names": np.array(["a"])}, r"'stage_names' must hold texts of shape \(2,\), got shape \(1,\)"),
+        ({"stage_names": np.array([1, 2])}, r"'stage_names' must hold texts of shape \(2,\), got shape \(2,\) of int64"),
+        ({"stage_names": np.array(["a", ""])}, "'stage_names' must be printable and not empty, .* got '' at 1"),
+        ({"stage_names": np.array(["a", "a"])}, "'stage_names' must differ, got 'a' twice"),
+        ({"choice_names": np.array([["teacher", "x"]] * 2)}, r"'choice_names' must hold texts of shape \(2, 3\), got shape \(2, 2\)"),
+        ({"choice_names": np.array([["teacher", "", ""], ["teacher", "x", "y"]])}, "'choice_names' of stage 's0' .* got '' at 1"),
+        ({"choice_names": np.array([["teacher", "x", ""], ["teacher", "x", "x"]])}, "'choice_names' of stage 's1' must differ, got 'x' twice"),
+        ({"choice_names": np.array([["teacher", "x", ""], ["y", "x", "z"]])}, "'choice_names' of stage 's1' must begin with 'teacher', got 'y'"),
+        ({"stage_names": np.array(["a", "b\x1b[2J"])}, "must be printable"),
     ],
 )
 def test_a_malformed_table_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
