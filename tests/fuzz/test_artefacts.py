@@ -37,7 +37,8 @@ from nas.spaces.tocsr.sr.pipeline import TOCSRPipeline
 from nas.spaces.tocsr.sr.recipe import Recipe
 from nas.spaces.tocsr.teacher import _autoencoder, null_prompt
 from nas.spaces.tocsr.trainer import Trainer, TrainingSettings
-from nas.tabulate import _resumed, _save
+from nas.table import write_table
+from nas.tabulate import _resumed, _table
 from tests.fuzz.mutations import damaged_bytes, damaged_values
 from tests.fuzz.test_formats import KEY, N, fuzz, only_our_errors
 from tests.spaces.tocsr.conftest import SCHEDULER, SHALLOW, small_unet
@@ -117,8 +118,8 @@ def test_partial_table(tmp_path: Path) -> None:
     task = resolve_space("synthetic:3").prepare(Quiet())
     path = tmp_path / "t.npz.part"
     unmeasured = np.full(task.space.n_candidates, np.nan)
-    _save(path, task, unmeasured, unmeasured)
-    fuzz(path, lambda: _resumed(path, task))
+    write_table(path, _table(task, unmeasured, unmeasured))
+    fuzz(path, lambda: _resumed(path, task, "{}"))
 
 
 def test_results_of_trainings_whose_manifest_vouches_for_them(tmp_path: Path) -> None:
