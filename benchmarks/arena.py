@@ -4,9 +4,10 @@
     python benchmarks/arena.py --instances 20 --optimizers eps_gp,additive --jobs 12
     python benchmarks/arena.py --first-seed 100 --optimizers eps_gp --set acquisition.POWER=1 --out FILE.jsonl        another setting, on instances for tuning
 
-Families: synthetic spaces with informative calibration errors (1,048,576 candidates; 1,679,616 with the six choices a stage of `tocsr_unet`), with
-uninformative ones, with 20 % idiosyncratic noise, with heavy tails (65,536 candidates each), `tocsr_table` at four eps, and NAS-Bench-201 on three data
-sets. Synthetic instances have seeds from 1000 on; lower ones are for tuning.
+Families: synthetic spaces with informative calibration errors (1,048,576 candidates; 1,679,616 with the six choices a stage of `tocsr_unet`; 1,048,576
+whose blocks' losses cancel or add up more, pair coefficients around -0.1 and 0.3 in place of 0.1), with uninformative ones, with 20 % idiosyncratic
+noise, with heavy tails (65,536 candidates each), `tocsr_table` at four eps, and NAS-Bench-201 on three data sets.
+Synthetic instances have seeds from 1000 on; lower ones are for tuning.
 Finished cells (problem x optimizer) stay in the result file and are not run again, so that a longer run extends a shorter one. With several jobs the CPU
 seconds are those of a busy machine.
 """
@@ -67,6 +68,8 @@ SYNTHETIC: dict[str, Callable[[int], Space]] = {
     "many_choices": lambda seed: make_synthetic(seed, stages=8, choices=6),
     "uninformative": lambda seed: make_synthetic(seed, stages=8, choices=4, informativeness=0.0),
     "noisy": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.2),
+    "cancelling": lambda seed: make_synthetic(seed, stages=10, choices=4, interaction=-0.1),
+    "entangled": lambda seed: make_synthetic(seed, stages=10, choices=4, interaction=0.3),
     "heavy_tails": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.1, tails=3.0),
 }
 
@@ -222,7 +225,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--instances", type=int, default=3, help="instances of each synthetic family")
     parser.add_argument("--first-seed", type=int, default=1000, help="of the synthetic instances")
     parser.add_argument("--optimizers", default=",".join(PEERS))
-    parser.add_argument("--families", default="nasbench201,tocsr_table,informative,many_choices,uninformative,noisy,heavy_tails")
+    parser.add_argument("--families", default="nasbench201,tocsr_table,informative,many_choices,uninformative,noisy,heavy_tails,cancelling,entangled")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")

@@ -84,8 +84,8 @@ def options(name: str, value: object, *, written: bool) -> dict[str, Any]:
         raise InputError(f"{name} must be a dict of names and values such as {{'teacher': 'embedded'}}, got {shown(value)}")
     found = {key: os.fspath(item) if isinstance(item, os.PathLike) else item for key, item in value.items()}
     for key, item in found.items() if written else ():
-        if item is not None and not isinstance(item, str | bool | int | float):
-            raise InputError(f"{name}: '{key}' must be a text or a number, which run.toml can hold, got {shown(item)}; or give workdir=None")
+        if item is not None and (not isinstance(item, str | bool | int | float) or (isinstance(item, float) and not math.isfinite(item))):
+            raise InputError(f"{name}: '{key}' must be a text or a finite number, which run.toml can hold, got {shown(item)}; or give workdir=None")
     return found
 
 

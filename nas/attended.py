@@ -21,6 +21,7 @@ Work = Callable[[Workplace], Any]
 
 ATTEMPTS = 3
 TIMEOUT_S = 3600.0
+LONGEST_S = 2e6  # poll(2) counts milliseconds in 31 bits; above three weeks a task may take for ever
 
 _START = threading.Lock()  # the environment is the whole process's; one worker is started at a time
 
@@ -35,8 +36,8 @@ class Worker(Protocol):
     @property
     def alive(self) -> bool: ...
 
-    def do(self, task: Work, timeout_s: float) -> Any:
-        """The task's result; its own exceptions are raised as they are. Raises `Lost` if the worker died or hangs."""
+    def do(self, task: Work, timeout_s: float | None) -> Any:
+        """The task's result; its own exceptions are raised as they are. Raises `Lost` if the worker died or hangs; no `timeout_s` waits for ever."""
         ...
 
     def kill(self) -> None:
@@ -56,7 +57,7 @@ class AttendedWorkers(ABC):
     def __init__(self, n_workers: int, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS) -> None:
         check_workers(n_workers, timeout_s)
         self.n_workers = n_workers
-        self._timeout_s, self._attempts = timeout_s, attempts
+        self._timeout_s, self._attempts = timeout_s if timeout_s <= LONGEST_S else None, attempts
         self._queue: SimpleQueue[tuple[Work, Future[Any]] | None] = SimpleQueue()
         self._attendants: list[threading.Thread] = []
         self._workers: dict[int, Worker] = {}

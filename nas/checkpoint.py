@@ -3,6 +3,7 @@
 A file is never in memory as a whole: it is written from the tensors themselves (copied to the CPU if they are elsewhere), read one by one through a map.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         InputError: the file cannot be written, or the state holds something else.
     """
     tensors: dict[str, Tensor] = {}
-    plan = _plan(state, tensors, "state")
+    plan = json.dumps(_plan(state, tensors, "state"))
     tensors = _apart(tensors)
-    header = {"state": json.dumps(plan), "sha256": hash_tensors(tensors)}
+    header = {"state": plan, "sha256": _hash(plan, hash_tensors(tensors))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as draft:
@@ -50,7 +51,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if hash_tensors(tensors) != header["sha256"]:
+        content = hash_tensors(tensors)
+        if header["sha256"] not in (_hash(header["state"], content), content):  # earlier versions hashed the tensors alone
             raise DamagedFile(f"checkpoint {path} is damaged (its hash differs); remove it to start afresh")
         state = _rebuilt(parse_json(header["state"], f"checkpoint {path}"), tensors)
         if not isinstance(state, dict):
@@ -58,6 +60,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"checkpoint {path} is damaged or no checkpoint of this toolkit: {error}; remove it to start afresh") from error
     return state
+
+
+def _hash(plan: str, content: str) -> str:
+    return hashlib.sha256(f"{content} {plan}".encode()).hexdigest()
 
 
 def _plan(value: Any, tensors: dict[str, Tensor], where: str) -> list[Any]:
@@ -70,6 +76,8 @@ def _plan(value: Any, tensors: dict[str, Tensor], where: str) -> list[Any]:
         return ["dict", [[_key(key, where), _plan(item, tensors, f"{where}.{key}")] for key, item in value.items()]]
     if isinstance(value, list | tuple):
         return ["list" if isinstance(value, list) else "tuple", [_plan(item, tensors, f"{where}[{n}]") for n, item in enumerate(value)]]
+    if isinstance(value, int) and abs(value) >= 1 << 63:  # states of numpy's generators have 128 bits; JSON is read up to 64
+        return ["integer", str(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return ["value", value]
     raise InputError(f"checkpoint: {where} must be a tensor, number, string, list or dict, got {type(value).__name__}")
@@ -101,6 +109,8 @@ def _rebuilt(plan: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind in ("list", "tuple"):
         items = [_rebuilt(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
+    if kind == "integer":
+        return int(content)
     if kind == "value":
         return content
     raise ValueError(f"unknown kind {kind!r:.40}")

@@ -138,7 +138,7 @@ def compare(
     processes of one thread each; the factories must then be importable by name.
 
     Raises:
-        InputError: the task's optimum is not known, or no candidate is feasible at an eps.
+        InputError: the task's optimum is not known, no candidate is feasible at an eps, or the bounds forbid a teacher that costs no more than the optimum.
         ContractError: an optimizer proposed a candidate outside the space or the bounds, or one twice.
     """
     seeds, trials, jobs = (arguments.whole(name, value, 1) for name, value in (("seeds", seeds), ("trials", trials), ("jobs", jobs)))
@@ -153,6 +153,7 @@ def compare(
     for value in eps:
         problem = Problem(task.space, task.costs, (value,), objective, tuple(bounds), task.calibration_errors)
         optimum = optimal_cost(task, problem)
+        _check_regret(problem, optimum)
         for name, factory in optimizers.items():
             cells.append((name, value))
             shares = [range(seeds)[first : first + together] for first in range(0, seeds, together)]
@@ -184,6 +185,17 @@ def optimal_cost(task: Task, problem: Problem) -> float:
     if not known:
         raise InputError(f"no candidate of '{task.space.name}' satisfies the bounds at eps {problem.eps[0]}; relax them")
     return float(problem.cost(known).min())
+
+
+def _check_regret(problem: Problem, optimum: float) -> None:
+    """Raises where the teacher, which regret is measured from, is forbidden and no dearer than what is to be found."""
+    teacher = problem.space.teacher
+    cost = float(problem.cost([teacher])[0])
+    if optimum >= cost and (broken := problem.broken(teacher)):
+        raise InputError(
+            f"regret is measured from the teacher, but {broken}, and the optimum within the bounds has {problem.objective} {optimum:.8g}, "
+            f"the teacher {cost:.8g}; relax the bounds or minimise another cost"
+        )
 
 
 def _carry_out(work: list[_Runs], jobs: int, progress: Progress) -> Iterator[list[_Outcome]]:

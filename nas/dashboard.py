@@ -8,6 +8,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nas.amounts import exact
 from nas.errors import InputError
 from nas.findings import Findings
 from nas.problem import Problem
@@ -31,7 +32,7 @@ def mirror(findings: Findings, storage: "BaseStorage") -> list["Study"]:
 
 
 def _mirror_one(findings: Findings, problem: Problem, eps: float, storage: "BaseStorage") -> "Study":
-    name = f"{findings.space} eps {eps:g}"
+    name = f"{findings.space} eps {exact(eps)}"
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize")
     if not study.trials:
         study.set_user_attr("objective", problem.objective)
@@ -54,8 +55,8 @@ def as_optuna(problem: Problem, trials: Sequence[Trial], eps: float) -> list[Fro
 def _as_optuna(problem: Problem, trial: Trial, eps: float, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
     measured = trial.divergence is not None and math.isfinite(trial.divergence)
     constraints = {"L": (trial.divergence or 0.0) - eps} if measured else {}
-    if measured:
-        constraints |= {bound.metric: trial.costs[bound.metric] - bound.limit for bound in problem.bounds}
+    for bound in problem.bounds if measured else ():  # the tightest one, where several bound one cost
+        constraints[bound.metric] = max(trial.costs[bound.metric] - bound.limit, constraints.get(bound.metric, -math.inf))
     return create_trial(
         state=TrialState.COMPLETE if measured else TrialState.FAIL,
         value=trial.costs[problem.objective] if measured else None,

@@ -58,12 +58,12 @@ class Bounded:
 
 @dataclass(frozen=True, slots=True)
 class OtherEps:
-    """The cost of the cheapest feasible candidate at another eps: 5 %, 50 %, 95 % quantiles."""
+    """The cost of the cheapest feasible candidate at another eps: 5 %, 50 %, 95 % quantiles; None where none is expected."""
 
     eps: float
-    low: float
-    middle: float
-    high: float
+    low: float | None
+    middle: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def _other_eps(forecast: Forecast, winner: Found, cost: float) -> tuple[OtherEps
         found = held_out.cost_at(other)
         assert found is not None
         floor = cost if winner.feasible and other < winner.eps else -math.inf
-        low, middle, high = (max(value, floor) for value in found)
+        low, middle, high = (max(value, floor) if math.isfinite(value) else None for value in found)
         rows.append(OtherEps(other, low, middle, high))
     return tuple(rows)
 
@@ -256,7 +256,9 @@ def _additivity(problem: Problem, trial: Trial, forecast: Forecast) -> Additivit
 
 def _worth(other: Sequence[OtherEps]) -> float | None:
     """What the objective gains per unit of eps around the winner; None where that is unknown."""
-    return (other[0].middle - other[2].middle) / (other[2].eps - other[0].eps) if other and other[2].eps > other[0].eps else None
+    if not other or other[0].middle is None or other[2].middle is None or other[2].eps <= other[0].eps:
+        return None
+    return (other[0].middle - other[2].middle) / (other[2].eps - other[0].eps)
 
 
 def _with(candidate: Candidate, s: int, k: int) -> Candidate:

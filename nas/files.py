@@ -172,6 +172,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed: in containers all have the same few ids
         yield draft
         for path in draft.rglob("*"):
             if path.is_file():  # some writers make theirs readable by their owner alone

@@ -121,7 +121,7 @@ def read_run(path: Path | str) -> Findings:
     missing: list[str] = []
     trials, facts = _recorded(path, missing)
     config = _config(path, facts, missing)
-    problem = _problem(config, facts, missing)
+    problem = recorded_problem(config, facts, missing)
     if problem is not None:
         trials = _fitting(trials, problem, missing)
     if not trials and problem is not None and "result" in facts:
@@ -216,7 +216,8 @@ def _fitting(trials: list[Trial], problem: Problem, missing: list[str]) -> list[
     return fit
 
 
-def _problem(config: Mapping[str, Any], facts: Mapping[str, Any], missing: list[str]) -> Problem | None:
+def recorded_problem(config: Mapping[str, Any], facts: Mapping[str, Any], missing: list[str]) -> Problem | None:
+    """The problem that a run states, rebuilt from its table of stages; None, and a sentence to `missing`, where it cannot be."""
     table, search = facts.get("table"), config.get("search", {})
     if table is None:
         missing.append("The costs of the blocks are not recorded: the run stopped before its space was ready, or was made by another version.")

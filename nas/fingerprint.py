@@ -26,6 +26,8 @@ def code_identity(thing: Any) -> str:
     """The qualified name of a function, class or callable object, and a hash of its code and of the code and constants of its own modules it uses."""
     if isinstance(thing, functools.partial):
         return f"partial({code_identity(thing.func)}, {_text(thing.args)}, {_text(thing.keywords)})"
+    if isinstance(thing, types.MethodType):
+        return f"{code_identity(thing.__self__)}.{code_identity(thing.__func__)}"
     kind = thing if isinstance(thing, types.FunctionType | types.BuiltinFunctionType | type) else type(thing)
     state = "" if kind is thing else f":{_state(thing)}"
     if _is_own(kind):
@@ -36,7 +38,16 @@ def code_identity(thing: Any) -> str:
 
 
 def _state(thing: Any) -> Any:
-    return {name: _text(value) for name, value in sorted(vars(thing).items())} if hasattr(thing, "__dict__") else repr(thing)
+    return {name: _text(value) for name, value in sorted(vars(thing).items())} if hasattr(thing, "__dict__") else _slots(thing)
+
+
+def _slots(thing: Any) -> Any:
+    """What its own words for itself say, else its slots: the words of `object` are an address."""
+    own: Any = type(thing)
+    if own.__repr__ is not object.__repr__:
+        return repr(thing)
+    names = {name for kind in own.__mro__ for name in getattr(kind, "__slots__", ())}
+    return {name: _text(getattr(thing, name, None)) for name in sorted(names)}
 
 
 def _is_own(thing: Any) -> bool:

@@ -54,7 +54,7 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.is_alive()
 
-    def do(self, task: Work, timeout_s: float) -> Any:
+    def do(self, task: Work, timeout_s: float | None) -> Any:
         """The task's result; its own exceptions are raised as they are."""
         try:
             self._pipe.send(task)

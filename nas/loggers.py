@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nas.amounts import exact
 from nas.callbacks import Callback
 from nas.errors import InputError
 from nas.registry import Registry
@@ -69,7 +70,7 @@ def scalars(study: "Study", trials: list[Trial]) -> dict[str, float]:
     for eps in study.problem.eps:
         best = study.incumbent(eps, trials)
         if best is not None:
-            out[f"incumbent_{study.problem.objective}/eps {eps:g}"] = best.costs[study.problem.objective]
+            out[f"incumbent_{study.problem.objective}/eps {exact(eps)}"] = best.costs[study.problem.objective]
     return out
 
 

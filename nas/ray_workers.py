@@ -89,7 +89,7 @@ class _Worker:
         self._actor, self._setups, self._done = actor, setups, 0
         self.alive = True
 
-    def do(self, task: Work, timeout_s: float) -> Any:
+    def do(self, task: Work, timeout_s: float | None) -> Any:
         """The task's result; its own exceptions are raised as they are."""
         try:
             while self._done < len(self._setups):
@@ -106,7 +106,7 @@ class _Worker:
         with contextlib.suppress(Exception):  # Ray itself may be gone; there is nothing left to end then
             ray.kill(self._actor)
 
-    def _result(self, reference: Any, timeout_s: float) -> Any:
+    def _result(self, reference: Any, timeout_s: float | None) -> Any:
         answer, failure = ray.get(reference, timeout=timeout_s)
         if failure is not None:
             raise failure

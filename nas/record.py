@@ -1,7 +1,6 @@
 """The record of a run: one SQLite file of trials and facts that survives kill -9."""
 
 import hashlib
-import itertools
 import json
 import sqlite3
 import tempfile
@@ -34,7 +33,7 @@ _TRIAL: Form = {
 _TABLE: Form = {"space?": str, "stages": [{"name": str, "choices": [{"name": str, "calibration_error": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
 _WINNER: Form = {
     "eps": _NUMBER, "feasible": bool, "candidate": dict | None, "divergence": _NUMBER | None, "stderr": _NUMBER | None, "n_samples": int,
-    "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER}],
+    "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER | None}],
 }  # fmt: skip
 _SECONDS: Form = {"calibrate": _NUMBER, "measure": _NUMBER, "propose": _NUMBER, "total": _NUMBER}
 _RESULT: Form = {
@@ -105,15 +104,18 @@ class Record:
         return trials
 
     def readable(self) -> tuple[list[Trial], list[str]]:
-        """The trials that can be read, one by one, and a line for each that cannot."""
+        """The trials that can be read, one by one, and a line for each, or each gap, that cannot."""
         trials: list[Trial] = []
         lost: dict[int, str] = {}
-        last = self._last()
-        for number in range(last + 1) if last is not None else itertools.count():
+        last, following = self._last(), 0
+        while last is None or following <= last:
+            number, following = following, following + 1
             try:
                 rows = self._read("SELECT * FROM trials WHERE number = ?", (number,))
                 if not rows:
-                    raise DamagedFile(f"record {self.path}: trial {number} is missing")
+                    following = self._following(number)
+                    missing = f"trial {number} is" if following == number + 1 else f"trials {number} to {following - 1} are"
+                    raise DamagedFile(f"record {self.path}: {missing} missing")
                 trials.append(self._trial(rows[0]))
             except NasError as error:
                 lost[number] = str(error)
@@ -170,6 +172,11 @@ class Record:
         except NasError:
             return None
         return -1 if last is None else int(last)
+
+    def _following(self, number: int) -> int:
+        """The next number that there is, the one after where there is none: a damaged number may leave a gap that nobody can walk."""
+        (found,) = self._read("SELECT min(number) FROM trials WHERE number > ?", (number,))[0]
+        return number + 1 if found is None else int(found)
 
     def _trial(self, row: tuple[Any, ...]) -> Trial:
         where = f"record {self.path}: trial {row[0]}"

@@ -4,6 +4,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -127,6 +128,7 @@ class RunDirectory:
 
         Raises:
             RunInUse: another live process holds it.
+            InputError: the lock cannot be made.
         """
         try:
             lock = (self.path / ".lock").open("a+", encoding="utf-8")
@@ -135,9 +137,11 @@ class RunDirectory:
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 raise RunInUse(f"run '{self.path}' is in use by {file.read().strip() or 'another process'}; wait for it or stop it") from None
+            except OSError as error:  # some network file systems have no locks
+                raise InputError(f"cannot lock {self.path}: {error.strerror}; choose a --workdir on a local disk") from error
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
@@ -173,9 +177,13 @@ def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
     for section, values in config.items():
         lines.append(f"[{section}]")
         # DEL is the one character that JSON writes plainly and TOML does not allow
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in values.items() if value is not None]
+        lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in values.items() if value is not None]
         lines.append("")
     return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: int | None = None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
 
-from nas.arguments import shown
+from nas.arguments import instance, number, shown, whole
 from nas.errors import ContractError, InputError
 from nas.executor import measured_beside
 from nas.problem import Problem
@@ -161,16 +161,14 @@ class Study:
         return float(self.record.fact("seconds_proposing", 0.0))
 
     def _measured(self, candidate: Candidate, measured: Measurement, trials: Sequence[Trial]) -> Trial:
-        costs = self.problem.costs.of(candidate)
+        costs, measured = self.problem.costs.of(candidate), _plain(measured)
         if not measured.complete and self._may_win(measured, costs, trials):
-            measured = self._evaluator.measure([candidate])[0]
-        divergence, reason = measured.divergence, measured.reason
-        if divergence is not None and not math.isfinite(divergence):
-            divergence, reason = None, f"divergence is not finite ({divergence})"
+            measured = _plain(self._evaluator.measure([candidate])[0])
         flags = {"cached": measured.cached, "partial": not measured.complete}
         return Trial(
-            len(trials), candidate, costs, divergence, measured.stderr, measured.n_samples, measured.seconds,
-            "failed" if divergence is None else "complete", reason, {**measured.attrs, **{name: True for name, holds in flags.items() if holds}},
+            len(trials), candidate, costs, measured.divergence, measured.stderr, measured.n_samples, measured.seconds,
+            "failed" if measured.divergence is None else "complete", measured.reason,
+            {**measured.attrs, **{name: True for name, holds in flags.items() if holds}},
         )  # fmt: skip
 
     def _may_win(self, measured: Measurement, costs: dict[str, float], trials: Sequence[Trial]) -> bool:
@@ -188,7 +186,7 @@ class Study:
         name = json.dumps(candidate)
         verdicts = self._verdicts()
         if name not in verdicts:
-            verdicts[name] = asdict(self._verifier.measure([candidate])[0]) | {"attrs": {}}
+            verdicts[name] = asdict(_plain(self._verifier.measure([candidate])[0])) | {"attrs": {}}
             self.record.set_fact("verdicts", verdicts)
         return Measurement(**verdicts[name])
 
@@ -214,3 +212,26 @@ class Study:
         if candidate != self.problem.space.teacher and (broken := self.problem.broken(candidate)):  # the teacher may always be measured
             raise ContractError(f"{who} proposed {candidate}: {broken}; problem.allowed(candidates) says which may be proposed")
         return candidate
+
+
+def _plain(measured: Measurement) -> Measurement:
+    """The measurement in Python's own numbers, which a record can hold; a divergence that is not finite is none, for that reason.
+
+    Raises:
+        ContractError: it is no measurement, or its numbers are none.
+    """
+    try:
+        instance("it", measured, Measurement, "nas.trial.Measurement(0.01) is one")
+        divergence, stderr, reason = measured.divergence, measured.stderr, measured.reason
+        if divergence is not None and not math.isfinite(divergence):
+            divergence, reason = None, f"divergence is not finite ({divergence})"
+        return replace(
+            measured,
+            divergence=None if divergence is None else number("divergence", divergence),
+            stderr=0.0 if divergence is None else number("stderr", stderr, 0),
+            n_samples=whole("n_samples", measured.n_samples),
+            seconds=number("seconds", measured.seconds, 0),
+            reason=reason,
+        )
+    except InputError as error:
+        raise ContractError(f"what the evaluator measured cannot be recorded: {error}") from None

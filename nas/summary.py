@@ -11,7 +11,7 @@ from nas.files import MANIFEST, Form, damage, read_json
 from nas.record import Record
 from nas.run_directory import RunDirectory, search_command
 from nas.study import Stopped
-from nas.trial import Trial, incumbent, least_divergent
+from nas.trial import Trial
 
 CASCADE = "cascade.json"
 """Name of the file in which `nas cascade` leaves its result, beside the model."""
@@ -93,17 +93,17 @@ def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:
 
 
 def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
+    from nas.findings import Findings, recorded_problem  # they read what `nas cascade` left through this module
+
     config, trials, table = directory.config(), record.trials(), record.fact("table")
     names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
     teacher = {m: v + sum(stage["choices"][0][m] for stage in table["stages"]) for m, v in table["fixed"].items()} if table else {}
-    metric = config["search"].get("minimize") or next(iter(teacher), "params")
+    rows = {trial.number: trial_row(trial, names) for trial in trials}
     winners = []
-    for eps in config["search"]["eps"]:
-        best = incumbent(trials, eps, metric)
-        shown = best or least_divergent(trials)
-        row = trial_row(shown, names) if shown else {"candidate": None, "costs": {}, "divergence": None, "stderr": None, "n_samples": 0}
+    for best in Findings(directory.path, config, tuple(trials), recorded_problem(config, {"table": table}, [])).winners:
+        row = rows[best.trial.number] if best.trial else {"candidate": None, "costs": {}, "divergence": None, "stderr": None, "n_samples": 0}
         kept = {key: row[key] for key in ("candidate", "divergence", "stderr", "n_samples")}
-        winners.append({"eps": eps, "feasible": best is not None, **kept, **row["costs"], "heldout_divergence": None, "path": None})
+        winners.append({"eps": best.eps, "feasible": best.feasible, **kept, **row["costs"], "heldout_divergence": None, "path": None})
     alone = config["search"].get("workers", 1) == 1
     seconds = in_parts(record.fact("seconds", {}), sum(t.seconds for t in trials), record.fact("seconds_proposing", 0.0), alone=alone)
     return {

@@ -81,8 +81,8 @@ def read_table(path: Path) -> Table:
         raise InputError(f"table '{path}': {error}") from None
 
 
-def write_table(path: Path, table: Table) -> None:
-    """Writes a table file, all at once or not at all.
+def write_table(path: Path, table: Table, more: Arrays | None = None) -> None:
+    """Writes a table file, all at once or not at all, with `more` arrays that its readers ignore.
 
     Raises:
         InputError: the file cannot be written.
@@ -93,6 +93,7 @@ def write_table(path: Path, table: Table) -> None:
     arrays |= {} if table.calibration_errors is None else {"calibration_error": table.calibration_errors}
     arrays |= {} if table.stderr is None else {"stderr": table.stderr}
     arrays |= {} if table.names is None else name_arrays(table.names)
+    arrays |= more or {}
     partial = path.with_name(path.name + ".tmp")
     try:
         with partial.open("wb") as file:

@@ -1,7 +1,8 @@
 """Measures every candidate of a small space and writes the table: the engine of `nas tabulate`."""
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ MOST = 1_000_000
 Arrays = Mapping[str, Floats]
 
 
-def tabulate(task: Task, path: Path, progress: Progress, *, chunk: int = 64, save_every_s: float = 30.0) -> Table:
+def tabulate(task: Task, path: Path, progress: Progress, *, fingerprint: Mapping[str, str] | None = None, chunk: int = 64, save_every_s: float = 30.0) -> Table:
     """Writes the table of a task to `path` and returns it; goes on from `path.part` when it was interrupted.
 
     Candidates are measured in enumeration order, so that neighbours share what an evaluator can reuse. Failed measurements and candidates that
-    a rule forbids are infinite in the table.
+    a rule forbids are infinite in the table. The `fingerprint` of the task's space tells a partial table of another divergence or data.
 
     Raises:
         InputError: the space is too large, the file exists, or it cannot be written (found out before anything is measured).
@@ -34,13 +35,19 @@ def tabulate(task: Task, path: Path, progress: Progress, *, chunk: int = 64, sav
     path = folder("path", path)
     check_table(task.space, path)
     part = path.with_name(path.name + ".part")
-    divergence, stderr = _resumed(part, task)
-    _save(part, task, divergence, stderr)
+    origin = json.dumps(dict(fingerprint or {}), sort_keys=True)
+    divergence, stderr = _resumed(part, task, origin)
+    table = Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr, names_of(task.space))
+
+    def save() -> None:
+        """The table so far, with NaN for what is not measured yet."""
+        write_table(part, table, {"origin": np.array(origin)})
+
+    save()
     try:
-        _measure_all(task, divergence, stderr, part, progress, chunk, save_every_s)
+        _measure_all(task, divergence, stderr, save, progress, chunk, save_every_s)
     finally:
-        _save(part, task, divergence, stderr)
-    table = _table(task, divergence, stderr)
+        save()
     write_table(path, table)
     part.unlink()
     return table
@@ -58,7 +65,7 @@ def check_table(space: SearchSpace, path: Path) -> None:
         raise InputError(f"space '{space.name}' has {space.n_candidates:,} candidates; at most {MOST:,} can be tabulated; leave stages or choices out")
 
 
-def _measure_all(task: Task, divergence: Floats, stderr: Floats, part: Path, progress: Progress, chunk: int, save_every_s: float) -> None:
+def _measure_all(task: Task, divergence: Floats, stderr: Floats, save: Callable[[], None], progress: Progress, chunk: int, save_every_s: float) -> None:
     """Fills in what is NaN, in place, saving now and then."""
     left = np.flatnonzero(np.isnan(divergence))
     saved = time.monotonic()
@@ -67,7 +74,7 @@ def _measure_all(task: Task, divergence: Floats, stderr: Floats, part: Path, pro
         candidates: list[Candidate] = [tuple(row) for row in rows.tolist()]
         divergence[indices], stderr[indices] = _measured(task, candidates)
         if time.monotonic() - saved > save_every_s:
-            _save(part, task, divergence, stderr)
+            save()
             saved = time.monotonic()
 
 
@@ -81,16 +88,7 @@ def _measured(task: Task, candidates: Sequence[Candidate]) -> tuple[Floats, Floa
     return divergence, stderr
 
 
-def _save(part: Path, task: Task, divergence: Floats, stderr: Floats) -> None:
-    """Like the table, with NaN for what is not measured yet."""
-    write_table(part, _table(task, divergence, stderr))
-
-
-def _table(task: Task, divergence: Floats, stderr: Floats) -> Table:
-    return Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr, names_of(task.space))
-
-
-def _resumed(part: Path, task: Task) -> tuple[Floats, Floats]:
+def _resumed(part: Path, task: Task, origin: str) -> tuple[Floats, Floats]:
     """Divergences and standard errors so far, NaN where nothing was measured."""
     n = task.space.n_candidates
     if not part.exists():
@@ -103,8 +101,8 @@ def _resumed(part: Path, task: Task) -> tuple[Floats, Floats]:
     wrong = [name for name in ("divergence", "stderr") if name not in arrays or arrays[name].shape != (n,) or arrays[name].dtype != np.float64]
     if wrong or "sizes" not in arrays:
         raise DamagedFile(f"'{part}' holds no '{(*wrong, 'sizes')[0]}' of {n} numbers; remove it to start afresh")
-    if not _belongs(arrays, task):
-        raise RunMismatch(f"'{part}' was begun with another space, other costs or other blocks; remove it to start afresh")
+    if not _belongs(arrays, task) or str(arrays.get("origin", origin)) != origin:
+        raise RunMismatch(f"'{part}' was begun with another space, other costs, blocks, data or another divergence; remove it to start afresh")
     return arrays["divergence"], arrays["stderr"]
 
 

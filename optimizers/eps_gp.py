@@ -141,13 +141,13 @@ class EpsGP:
         return out
 
     def cost_at(self, trials: Sequence[Trial], eps: float) -> Floats:
-        """Draws of the cost of the cheapest candidate that is feasible at any eps, dominated choices included, `(D,)`."""
+        """Draws of the cost of the cheapest candidate that is feasible at any eps, dominated choices included, `(D,)`; infinite where none is."""
         with one_thread():
             search = replace(self._search(trials, ()), domain=self._domain(False, True))
             best = self._best(trials, eps)[-1]
             goal = replace(search.goal, eps=(eps,), best=(best,))
             x = search.top(goal, FOR_STATEMENT)
-            return self._fixed + cheapest_cost(goal, x, self._cost, best, self.seed)
+            return self._fixed + cheapest_cost(goal, x, self._cost, math.inf if self._open_above(best) else best, self.seed)
 
     def model(self, trials: Sequence[Trial]) -> SingleTaskGP:
         """The heaviest fitted model as an ordinary botorch model over choice indices, on its own scale of the divergence (log L, mostly)."""
@@ -187,6 +187,10 @@ class EpsGP:
             best.append(min(best[-1], float(self._cost(row)[0])) if won else best[-1])
         return best
 
+    def _open_above(self, best: float) -> bool:
+        """Whether a cost to beat is above all costs: nothing is known to be feasible."""
+        return best + self._fixed > self.problem.costs.reach(self.problem.objective)[1]
+
     def _cost(self, x: Ints) -> Floats:
         return self.problem.cost(x) - self._fixed
 
@@ -210,7 +214,8 @@ class EpsGP:
         goal = for_one_eps(search.goal, e)
         x = search.top(goal, FOR_STATEMENT)
         p_better = probability_of_any(goal, x, self.seed)
-        return Statement(self.problem.eps[e], p_better, search.domain.count_cheaper(goal, search.seen), not search.domain.counts_exactly)
+        n_cheaper = search.domain.count_cheaper(goal, search.seen)
+        return Statement(self.problem.eps[e], p_better, n_cheaper, not search.domain.counts_exactly, self._open_above(goal.best[0]))
 
     def _untried_block(self, trials: Sequence[Trial], pending: Sequence[Candidate], search: Search) -> Candidate | None:
         """When the search stalls: the block in no candidate so far that saves most, alone in an otherwise unchanged teacher."""

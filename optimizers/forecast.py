@@ -35,13 +35,13 @@ def quantiles(goal: Goal, x: Ints, scale: float) -> Floats:
 
 
 def cheapest_cost(goal: Goal, x: Ints, cost: Callable[[Ints], Floats], measured: float, seed: int) -> Floats:
-    """Draws of the cost of the cheapest feasible candidate at the goal's only eps, `(D,)`.
+    """Draws of the cost of the cheapest feasible candidate at the goal's only eps, `(D,)`; at most `measured`.
 
     Args:
         goal: the models and one eps.
         x: the candidates worth drawing, most promising first, `(n, S)`.
         cost: of candidates.
-        measured: the cost of the cheapest candidate known to be feasible.
+        measured: the cost of the cheapest candidate known to be feasible, infinite without one.
         seed: of the draws.
     """
     head = x[:JOINT]

@@ -26,17 +26,19 @@ DOUBT = 8.0
 class Statement:
     """For one eps: the probability that a cheaper candidate than the winner is feasible, and the number of cheaper unmeasured candidates.
 
-    With `at_most` that number counts some that bounds or rules forbid.
+    With `at_most` that number counts some that bounds or rules forbid. With `any` there is no winner yet, nor a teacher within the bounds.
     """
 
     eps: float
     p_better: float
     n_cheaper: float
     at_most: bool = False
+    any: bool = False
 
     def __str__(self) -> str:
-        count = f"{'at most ' if self.at_most else ''}{self.n_cheaper:.3g} cheaper candidates unmeasured"
-        return f"P(a cheaper candidate is feasible at {self.eps:g}) = {self.p_better:.2g}, {count}"
+        which, what = ("any", "") if self.any else ("a cheaper", "cheaper ")
+        count = f"{'at most ' if self.at_most else ''}{self.n_cheaper:.3g} {what}candidates unmeasured"
+        return f"P({which} candidate is feasible at {self.eps:g}) = {self.p_better:.2g}, {count}"
 
 
 def for_one_eps(goal: Goal, e: int) -> Goal:
@@ -45,11 +47,12 @@ def for_one_eps(goal: Goal, e: int) -> Goal:
 
 
 def probability_of_any(goal: Goal, x: Ints, seed: int) -> float:
-    """P(at least one of the candidates is feasible) at the goal's only eps, `(n, S)` sorted by falling probability."""
+    """P(at least one of the candidates is feasible) at the goal's only eps, `(n, S)`."""
     if not len(x):
         return 0.0
     single = np.exp(feasibility(goal, x)[0])
-    head = x[:JOINT]
+    likely = np.argsort(-single, kind="stable")
+    single, head = single[likely], x[likely[:JOINT]]
     joint = sum(w * _union(belief, head, goal.eps[0], seed) for belief, w in zip(goal.beliefs, goal.weights, strict=True))
     joint = max(float(joint), float(single.max()))
     spread = float(single.sum() / single[:JOINT].sum()) if single[:JOINT].sum() > 0 else 1.0

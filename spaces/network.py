@@ -29,6 +29,7 @@ from nas.evaluators.divergence_call import check_at_teacher, described, divergen
 from nas.evaluators.latency import Setting, check_latency, measure_latency, read_latency, write_latency
 from nas.evaluators.memory import weight_mb
 from nas.files import whole_folder
+from nas.fingerprint import code_identity
 from nas.graph import StageGraph
 from nas.home import nas_home
 from nas.problem import CostTable, Floats
@@ -131,13 +132,25 @@ class NetworkSpace:
         return block_key(tensors=hash_tensors(tensors), structure=repr(modules))[:16]
 
     def fingerprint(self) -> dict[str, str]:
-        """Short hashes of teacher, library (with how it is calibrated) and data."""
+        """Short hashes of teacher, library (with how it is calibrated) and data, and of the divergence, rules, costs and numerics that were stated."""
         recipes = [[stage.name, [[c.name, c.recipe.spec if c.recipe else {}] for c in stage.choices]] for stage in self.stages]
         return {
             "teacher": self.teacher_key,
             "library": block_key(recipes=recipes, settings=repr(self.calibration))[:16],
             "data": block_key(**{name: samples.fingerprint for name, samples in self._sets().items()})[:16],
+            **self._stated(),
         }
+
+    def _stated(self) -> dict[str, str]:
+        """Short hashes of what else decides results; nothing for what is left at its default."""
+        numerics = self.evaluation.numerics
+        stated = {
+            "divergence": [code_identity(self.divergence)] if self.divergence is not mean_squared_error else [],
+            "rules": [code_identity(rule) for rule in self.rules],
+            "extra_costs": [[name, code_identity(measure)] for name, measure in self.extra_costs.items()],
+            "numerics": [] if numerics.plain else [str(numerics)],
+        }
+        return {name: block_key(stated=content)[:16] for name, content in stated.items() if content}
 
     def calibrator(self) -> Calibrator:
         """What fits this space's surrogate blocks."""

@@ -1,5 +1,6 @@
 """The `nas` command: its verbs, and one place where errors become one line and an exit code."""
 
+import errno
 import io
 import os
 import sys
@@ -78,6 +79,8 @@ def _version(wanted: bool) -> None:
 
 
 _shown = {"traceback": False}
+_REFUSED = (errno.EACCES, errno.ENAMETOOLONG)
+"""What the system says of paths that a user has no right to, or that cannot be; it says so wherever a path is first looked at."""
 
 
 def _debug(wanted: bool) -> None:
@@ -112,9 +115,16 @@ def main() -> NoReturn:
         complain(str(error))
         sys.exit(error.exit_code)
     except Interrupted as interrupt:
-        err.print(farewell(interrupt.number), markup=False)
+        err.print(farewell(interrupt.number))
         sys.exit(128 + interrupt.number)
     except BrokenPipeError:  # the reader of our output went away: `nas show RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            raise
+        if _shown["traceback"]:
+            traceback.print_exc()
+        complain(f"cannot use '{error.filename}': {error.strerror}; give another path")
+        sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -16,7 +16,7 @@ def optimizers(json: options.Json = False) -> None:
 
     print_names(OPTIMIZERS, json)
     if not json:
-        err.print("also: path/to/file.py:Name for an optimizer of your own", markup=False)
+        err.print("also: path/to/file.py:Name for an optimizer of your own")
 
 
 def compare(
@@ -91,8 +91,8 @@ def tabulate(
     terminal = Terminal(quiet)
     source = resolve_space(space, **options.space_options(teacher, library, data, device))
     check_table(source.space, to)
-    table = run_tabulate(source.prepare(terminal), to, terminal)
+    table = run_tabulate(source.prepare(terminal), to, terminal, fingerprint=source.fingerprint())
     if json:
         print_json({"n_candidates": int(table.divergence.size), "path": str(to)})
     else:
-        out.print(f"{table.divergence.size:,} candidates in {to}", soft_wrap=True, markup=False)
+        out.print(f"{table.divergence.size:,} candidates in {to}", soft_wrap=True)

@@ -36,7 +36,7 @@ def best(
     )
     aim = f"; {amount(abs(chosen['difference']))} {'above' if chosen['difference'] > 0 else 'below'} {target}" if target else ""
     how = ", recalibrated by `nas cascade`" if chosen.get("recalibrated") else ""
-    out.print(f"eps {chosen['eps']:g}{how}: {costs}; L {chosen['divergence']:.3g}{aim}", soft_wrap=True, markup=False)
-    out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in chosen["candidate"].items() if c != "teacher") or "nothing"), soft_wrap=True, markup=False)
+    out.print(f"eps {chosen['eps']:g}{how}: {costs}; L {chosen['divergence']:.3g}{aim}", soft_wrap=True)
+    out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in chosen["candidate"].items() if c != "teacher") or "nothing"), soft_wrap=True)
     if there := where_saved(chosen):
-        out.print(there, soft_wrap=True, markup=False)
+        out.print(there, soft_wrap=True)

@@ -27,7 +27,7 @@ def list_blocks(json: options.Json = False) -> None:
     out.print(table)
     for module in sorted({row["class"].rpartition(".")[0] for row in rows if row["class"]}):
         names = [row["class"].rpartition(".")[2] for row in rows if row["class"].rpartition(".")[0] == module]
-        out.print(f"from {module} import {', '.join(names)}", markup=False, soft_wrap=True)
+        out.print(f"from {module} import {', '.join(names)}", soft_wrap=True)
 
 
 @blocks.command("show")
@@ -43,10 +43,10 @@ def show_block(name: Annotated[str, typer.Argument(help="A name that `nas blocks
         return
     for key, value in shown.items():
         text = ", ".join(f"{option}={default}" for option, default in value.items()) if isinstance(value, dict) else value
-        out.print(f"{key}: {text or 'none'}", soft_wrap=True, markup=False)
+        out.print(f"{key}: {text or 'none'}", soft_wrap=True)
     module, _, class_name = shown["class"].rpartition(".")
     given = ", ".join(str(default) for default in defaults.values() if default is not None)
-    out.print(f"use: from {module} import {class_name}; {class_name}({given or '...' * bool(defaults)})", soft_wrap=True, markup=False)
+    out.print(f"use: from {module} import {class_name}; {class_name}({given or '...' * bool(defaults)})", soft_wrap=True)
 
 
 def _names() -> list[str]:

@@ -56,7 +56,7 @@ def verify(json: options.Json = False) -> None:
         print_json({"blocks": len(keys), "damaged_blocks": damaged, "damaged_evaluations": values, "leftovers": [str(path) for path in over]})
     else:
         for text in damaged.values():
-            out.print(text, soft_wrap=True, markup=False)
+            out.print(text, soft_wrap=True)
         out.print(f"{len(keys)} blocks, {len(damaged)} damaged; {len(values)} damaged measured values; {len(over)} leftover folders")
         if damaged or values or over:
             out.print("`nas cache prune` removes them; blocks and values are made again when a search needs them")

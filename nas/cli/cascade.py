@@ -125,4 +125,4 @@ def _show(result: dict[str, Any], metrics: list[str], quiet: bool) -> None:
         f"{spent['n_recalibrated']} candidates recalibrated; {spent['seconds']:.0f} s"
     )
     print_legend("L", "held-out L", quiet=quiet)
-    out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)
+    out.print(f"saved in {result['path']}", soft_wrap=True)

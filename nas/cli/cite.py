@@ -22,9 +22,9 @@ def cite(
 
         config, lost = read_config(run)
         for line in lost:
-            err.print(line, markup=False)
+            err.print(line)
     wanted = keys(config.get("search", {}).get("optimizer"), config.get("space", {}).get("name"))
     if json:
         print_json([{"key": key, "bibtex": ENTRIES[key]} for key in wanted])
     else:
-        out.print(bibtex(wanted), markup=False, soft_wrap=True)
+        out.print(bibtex(wanted), soft_wrap=True)

@@ -30,7 +30,7 @@ def show(
 
         found, lost = read_config(source)
         for line in lost:
-            err.print(line, markup=False)
+            err.print(line)
     else:
         if source is not None and not source.exists():
             known = f"a TOML file with a table [{verb}], a run directory such as runs/NAME, or nothing for the defaults"
@@ -41,7 +41,7 @@ def show(
     else:
         from nas.run_directory import to_toml
 
-        out.print(to_toml(found).rstrip(), markup=False, soft_wrap=True)
+        out.print(to_toml(found).rstrip(), soft_wrap=True)
 
 
 def resolved(context: typer.Context, verb: str, file: Path | None) -> dict[str, Any]:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+# what names hold in brackets or between colons is theirs, no style and no picture
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
 
 
 def complain(line: str) -> None:
@@ -74,7 +75,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """One line worth keeping."""
         if not self._quiet:
-            err.print(text, markup=False)
+            err.print(text)
 
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         """The items, behind a bar with count and ETA."""
@@ -131,7 +132,7 @@ class SearchView:
             if best is not None and self._best.get(eps) != best.number:
                 self._best[eps] = best.number
                 costs = ", ".join(f"{name} {amount(best.costs[name])}" for name in worth_showing(best.costs, [teacher, best.costs]))
-                err.print(f"trial {len(trials)}/{self._n_trials}: eps {eps:g}: {costs}, L {best.divergence:.3g} ± {best.stderr:.1g}", markup=False)
+                err.print(f"trial {len(trials)}/{self._n_trials}: eps {eps:g}: {costs}, L {best.divergence:.3g} ± {best.stderr:.1g}")
 
     def _tell(self, study: "Study", trials: Sequence["Trial"]) -> None:
         """A line for every trial since the last call; at the start, for none."""
@@ -141,7 +142,7 @@ class SearchView:
             foreseen = trial.attrs.get("predicted")
             expected = f" (expected {foreseen[1]:.2g}, {foreseen[0]:.1g} to {foreseen[2]:.1g})" if foreseen else ""
             cost = amount(trial.costs[study.problem.objective])
-            err.print(f"  {trial.number + 1}: {study.problem.objective} {cost}, {measured}{expected}: {', '.join(replaced) or 'teacher'}", markup=False)
+            err.print(f"  {trial.number + 1}: {study.problem.objective} {cost}, {measured}{expected}: {', '.join(replaced) or 'teacher'}")
         self._told = len(trials)
 
     def _draw(self, study: "Study", trials: Sequence["Trial"]) -> None:

@@ -36,10 +36,10 @@ def dashboard(
     storage = optuna.storages.InMemoryStorage()
     mirror(findings, storage)
     for line in findings.missing:
-        err.print(line, markup=False)
+        err.print(line)
     over = threading.Event()
     threading.Thread(target=_follow, args=(run, storage, over), daemon=True).start()
-    err.print(f"dashboard of {run} at http://{host}:{port} (Ctrl-C ends it)", markup=False)
+    err.print(f"dashboard of {run} at http://{host}:{port} (Ctrl-C ends it)")
     try:
         run_server(storage, host=host, port=port)
     except OSError as error:

@@ -48,13 +48,13 @@ def explain(
 
 def _print(e: "Explanation") -> None:
     for note in e.notes:
-        err.print(note, markup=False)
+        err.print(note)
     share = f" ({100 * e.cost / e.teacher_cost:.1f} % of the teacher's)" if e.teacher_cost else ""
-    out.print(f"[bold]eps {e.eps:g}[/bold]: {e.objective} {amount(e.cost)}{share}, L {e.divergence:.3g} ± {e.stderr:.1g}")
-    out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in e.candidate.items() if c != "teacher") or "nothing"), markup=False)
+    out.print(Text.assemble((f"eps {e.eps:g}", "bold"), f": {e.objective} {amount(e.cost)}{share}, L {e.divergence:.3g} ± {e.stderr:.1g}"))
+    out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in e.candidate.items() if c != "teacher") or "nothing"))
     out.print()
     for bound in e.bounds:
-        out.print(_held_back(bound), markup=False)
+        out.print(_held_back(bound))
     _print_other_eps(e)
     _print_new_block(e)
     out.print()
@@ -77,10 +77,13 @@ def _held_back(bound: "Bounded") -> str:
 def _print_other_eps(e: "Explanation") -> None:
     for other in e.other_eps:
         if other.eps != e.eps:
+            other_eps = f"with 10 % {'less' if other.eps < e.eps else 'more'} eps ({other.eps:.3g})"
+            if other.middle is None:
+                out.print(f"{other_eps}: no network is expected to be feasible")
+                continue
             change = 100 * (other.middle / e.cost - 1) if e.cost else 0.0
-            spread = f"90 % interval {amount(other.low)} to {amount(other.high)}"
-            less = "less" if other.eps < e.eps else "more"
-            out.print(f"with 10 % {less} eps ({other.eps:.3g}): cheapest network about {amount(other.middle)} {e.objective} ({change:+.1f} %), {spread}")
+            low, high = ("none" if value is None else amount(value) for value in (other.low, other.high))
+            out.print(f"{other_eps}: cheapest network about {amount(other.middle)} {e.objective} ({change:+.1f} %), 90 % interval {low} to {high}")
 
 
 def _print_new_block(e: "Explanation") -> None:
@@ -91,9 +94,7 @@ def _print_new_block(e: "Explanation") -> None:
     how = "half as costly and as close" if saves >= harm else f"that costs the same and adds half as much to L (now {best.part})"
     unknown = ", ".join(block.stage for block in e.new_blocks if block.unknown)
     doubt = f"; what the blocks at {unknown} add to L is unknown and left out" if unknown else ""
-    out.print(
-        f"a new block would pay most at {best.stage}: one {how} saves about {amount(max(saves, harm))} {e.objective}{doubt}", markup=False, soft_wrap=True
-    )
+    out.print(f"a new block would pay most at {best.stage}: one {how} saves about {amount(max(saves, harm))} {e.objective}{doubt}", soft_wrap=True)
 
 
 def _print_neighbours(neighbours: "Sequence[Neighbour]", objective: str) -> None:
@@ -149,12 +150,12 @@ def _heat_table(heat: "HeatMap") -> Table:
     return table
 
 
-def _heat_cell(cell: "Cell | None") -> str:
+def _heat_cell(cell: "Cell | None") -> Text:
     if cell is None:
-        return ""
+        return Text()
     text = f"{'~' if cell.source == 'predicted' else ''}{cell.percent:+.1f}"
-    colour = {3: "bold red", 2: "red", -2: "blue", -3: "bold blue"}.get(cell.heat)
-    return f"[{colour}]{text}[/]" if colour else text
+    colour = {3: "bold red", 2: "red", -2: "blue", -3: "bold blue"}.get(cell.heat, "")
+    return Text(text, style=colour)
 
 
 def _print_additivity(e: "Explanation") -> None:
@@ -170,7 +171,7 @@ def _print_additivity(e: "Explanation") -> None:
             soft_wrap=True,
         )
     for pair in [pair for pair in found.pairs if pair.known][:PAIRS]:
-        out.print(f"  {pair.first} and {pair.second} together add {pair.excess:+.2g} to the sum of their single effects ({pair.source})", markup=False)
+        out.print(f"  {pair.first} and {pair.second} together add {pair.excess:+.2g} to the sum of their single effects ({pair.source})")
     heat = heat_map(found.pairs, e.eps)
     if heat is None:
         return

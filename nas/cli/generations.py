@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import amount
+from nas.amounts import amount, exact
 from nas.cli.console import Terminal, out, print_json
 from nas.errors import InputError, NothingFeasible
 
@@ -22,7 +22,7 @@ def compare(run: Path, n: int, steps: int, seed: int, extractor: str | None, *, 
     if n < 2 or steps < 1:
         raise InputError(f"generations need at least 2 samples and 1 step, got {n} and {steps}")
     with directory.record(read_only=True) as record:
-        winners = {f"eps {w['eps']:g}": w["path"] for w in summarize(directory, record)["winners"] if w["path"]}
+        winners = {f"eps {exact(w['eps'])}": w["path"] for w in summarize(directory, record)["winners"] if w["path"]}
     if not winners:
         raise NothingFeasible(f"run '{run}' has no saved winner; let its search finish")
     from nas.names import function_of_file

@@ -24,7 +24,7 @@ def list_spaces(json: options.Json = False) -> None:
 
     print_names(SPACES, json)
     if not json:
-        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces NAME` lists its blocks", markup=False)
+        err.print("also: --space path/to/file.py:function for a space of your own; `nas spaces NAME` lists its blocks")
 
 
 @spaces.command("show")
@@ -55,9 +55,9 @@ def show_space(
         out.print(space_table(table))
         print_size(table)
         for line in left_out_lines(left_out):
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
         for note in costs.notes:
-            err.print(note, markup=False)
+            err.print(note)
         print_legend(block_names=getattr(space, "legend", ""))
 
 
@@ -96,10 +96,10 @@ def space_table(table: dict[str, Any]) -> Table:
     """Stage x choice with every cost, and the teacher's total."""
     counted = [key for key in table["teacher"] if isinstance(table["teacher"][key], int | float)]
     metrics = _shown_metrics(counted, table)
-    shown = Table("stage", "block", *metrics, "share of teacher")
+    shown, whole = Table("stage", "block", *metrics, "share of teacher"), table["teacher"][metrics[0]]
     for stage in table["stages"]:
         for choice in stage["choices"]:
-            share = f"{100 * choice[metrics[0]] / table['teacher'][metrics[0]]:.1f} %"
+            share = f"{100 * choice[metrics[0]] / whole:.1f} %" if whole else "-"
             shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), share)
         shown.add_section()
     shown.add_row("fixed", "", *(amount(table["fixed"][m]) for m in metrics), "")

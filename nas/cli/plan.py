@@ -60,7 +60,7 @@ def _show(planned: dict[str, Any], quiet: bool) -> None:
         shown.add_row(metric, *("-" if row[key] is None else amount(row[key]) for key in ("least", "teacher", "most", "bound")))
     out.print(shown)
     for note in () if quiet else planned["notes"]:
-        err.print(note, markup=False)
+        err.print(note)
     if planned["least_objective"] is not None:
         out.print(f"least {planned['objective']} within the bounds: {amount(planned['least_objective'])} of {planned['n_candidates']:,} candidates")
     if planned["latency"]:

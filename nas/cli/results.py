@@ -37,11 +37,13 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
         out.print(statement)
     for winner in summary["winners"]:
         for rejected in winner.get("rejected", ()):
-            out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {rejected['heldout_divergence']:.3g} is above 1.2 eps")
+            heldout = rejected["heldout_divergence"]
+            why = "could not be measured" if heldout is None else f"{heldout:.3g} is above 1.2 eps"
+            out.print(f"eps {winner['eps']:g}: a cheaper candidate was passed over, its held-out L {why}")
         if there := where_saved(winner):
-            out.print(f"eps {winner['eps']:g}: {there}", soft_wrap=True, markup=False)
+            out.print(f"eps {winner['eps']:g}: {there}", soft_wrap=True)
     for row in summary.get("cascades", ()):
-        out.print(f"eps {row['eps']:g}, recalibrated by `nas cascade`: saved in {row['path']}", soft_wrap=True, markup=False)
+        out.print(f"eps {row['eps']:g}, recalibrated by `nas cascade`: saved in {row['path']}", soft_wrap=True)
 
 
 def where_saved(winner: Mapping[str, Any]) -> str:

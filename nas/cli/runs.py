@@ -28,11 +28,11 @@ def show(run: options.Run, json: options.Json = False) -> None:
         names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
         print_json({**summary, "trials": [trial_row(trial, names) for trial in trials]})
     elif table is None:
-        out.print(f"no trial yet: the run has not finished preparing its space; go on with: {command}", soft_wrap=True, markup=False)
+        out.print(f"no trial yet: the run has not finished preparing its space; go on with: {command}", soft_wrap=True)
     else:
         print_result(summary, table)
         if summary["stopped"] == "interrupted":
-            out.print(f"go on with: {command}", soft_wrap=True, markup=False)
+            out.print(f"go on with: {command}", soft_wrap=True)
 
 
 def report(
@@ -48,7 +48,7 @@ def report(
     if json:
         print_json({"run": str(run), "report": str(written)})
     else:
-        out.print(f"report in {written}", soft_wrap=True, markup=False)
+        out.print(f"report in {written}", soft_wrap=True)
 
 
 def export(
@@ -91,9 +91,9 @@ def export(
     if json:
         print_json({"path": str(to), "pushed": pushed})
         return
-    out.print(f"saved in {to}", soft_wrap=True, markup=False)
+    out.print(f"saved in {to}", soft_wrap=True)
     if pushed is not None:
-        out.print(f"pushed to {pushed}", soft_wrap=True, markup=False)
+        out.print(f"pushed to {pushed}", soft_wrap=True)
 
 
 def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: bool) -> None:

@@ -85,11 +85,11 @@ def search(
             _point_on(result.run)
     if not any(winner["feasible"] for winner in summary["winners"]):
         if not result.study.trials:
-            err.print(f"nothing to measure: {why_nothing(result.study.problem)}", markup=False)
+            err.print(f"nothing to measure: {why_nothing(result.study.problem)}")
             raise typer.Exit(3)
         failed = failures(result.study.trials)
         shown = "" if failed else f"no measured candidate is within eps{' and the bounds' * bool(where)}, the least divergent one is shown; "
-        err.print(f"nothing feasible: {shown}{failed or _advice(eps, bool(where), summary['stopped'])}", markup=False)
+        err.print(f"nothing feasible: {shown}{failed or _advice(eps, bool(where), summary['stopped'])}")
         raise typer.Exit(3)
 
 

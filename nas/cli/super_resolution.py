@@ -48,7 +48,7 @@ def upscale(
     for result in run_upscale(pipeline, tasks, How(steps, tile, overlap, seed), model_key(folder), terminal):
         done.append(str(result))
         if not json:
-            out.print(str(result), markup=False, soft_wrap=True)
+            out.print(str(result), soft_wrap=True)
     if json:
         print_json(done)
 
@@ -109,7 +109,7 @@ def evaluate(
     for name, why in found[0].failed.items():
         terminal.note(f"{name} is missing: {why}")
     content = summary(found, counted, size, missing, rows, [pair.name for pair in pairs])
-    out.print(rendered(content, form), markup=False, soft_wrap=True)
+    out.print(rendered(content, form), soft_wrap=True)
 
 
 def _folder(model: Path | None) -> Path:

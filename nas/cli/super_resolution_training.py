@@ -136,7 +136,7 @@ def _say(written: Path, json: bool) -> None:
     if leads() and json:
         print_json({"path": str(written)})
     elif leads():
-        out.print(str(written), markup=False, soft_wrap=True)
+        out.print(str(written), soft_wrap=True)
 
 
 def _training(steps: int, batch: int, accumulate: int, rate: float, precision: str, seed: int) -> dict[str, Any]:

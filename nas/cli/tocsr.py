@@ -66,7 +66,7 @@ def expand(
 def _show_expanded(result: dict[str, Any]) -> None:
     before, after = result["autoencoder"][0], result["joint"][-1]
     out.print(f"held-out PSNR {before['psnr']:.2f} dB at the start, {after['psnr']:.2f} dB at the end; held-out denoising loss {after['heldout_loss']:.4g}")
-    out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)
+    out.print(f"saved in {result['path']}", soft_wrap=True)
 
 
 @tocsr.command("finetune")
@@ -127,4 +127,4 @@ def _show_finetuned(result: dict[str, Any], quiet: bool) -> None:
     print_legend("L", "held-out L", quiet=quiet)
     if result["after"]["divergence"] > result["before"]["divergence"] and not result["distillation"]:
         out.print("L rose, as the denoising objective alone asks for the noise and not for the teacher; --distill 1 lowered both on the embedded teacher")
-    out.print(f"saved in {result['path']}", soft_wrap=True, markup=False)
+    out.print(f"saved in {result['path']}", soft_wrap=True)

@@ -16,4 +16,4 @@ def version(json: options.Json = False) -> None:
         print_json(found)
         return
     for name, number in found.items():
-        out.print(f"{name} {number}", markup=False, highlight=False)
+        out.print(f"{name} {number}", highlight=False)

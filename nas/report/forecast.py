@@ -61,10 +61,11 @@ class Forecast:
         return replace(self, trials=trials, _known={}) if heldout else self
 
     def cost_at(self, eps: float) -> "tuple[float, float, float] | None":
-        """5 %, 50 % and 95 % quantiles of the cost of the cheapest feasible candidate at another eps."""
+        """5 %, 50 % and 95 % quantiles of the cost of the cheapest feasible candidate at another eps; infinite where none is expected."""
         if self.model is None:
             return None
-        low, middle, high = np.quantile(self.model.cost_at(self.trials, eps), (0.05, 0.5, 0.95))
+        draws = self.model.cost_at(self.trials, eps)
+        low, middle, high = np.quantile(draws, (0.05, 0.5, 0.95), method="linear" if np.isfinite(draws).all() else "inverted_cdf")
         return float(low), float(middle), float(high)
 
 

@@ -163,7 +163,7 @@ def nearly_won(findings: Findings, winner: Found) -> list[NearRow]:
     others = [t for t in findings.trials if t.divergence is not None and t.candidate not in names]
     cheaper = sorted((t for t in others if t.costs[metric] < best.costs[metric] and (t.divergence or 0) > winner.eps), key=lambda t: t.divergence or 0.0)
     dearer = sorted((t for t in others if t.costs[metric] >= best.costs[metric] and (t.divergence or 0) <= winner.eps), key=lambda t: t.costs[metric])
-    rows = [_near(findings, t, f"held-out L {'?' if h is None else f'{h:.3g}'} is above 1.2 eps") for t, h in refused]
+    rows = [_near(findings, t, "held-out L could not be measured" if h is None else f"held-out L {h:.3g} is above 1.2 eps") for t, h in refused]
     rows += [_near(findings, t, f"L is {(t.divergence or 0) / winner.eps:.2f} x eps" if winner.eps else "L is above 0") for t in cheaper[:NEAR]]
     return rows + [_near(findings, t, f"{t.costs[metric] / best.costs[metric]:.3f} x the winner's {metric}") for t in dearer[:NEAR]]
 

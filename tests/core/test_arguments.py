@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import nas
+from nas.arguments import options
 from nas.batches import collect, split
 from nas.blocks.calibration import CalibrationSettings
 from nas.blocks.reductions.low_rank import LowRank
@@ -55,6 +56,13 @@ def test_a_search_refuses_every_wrong_value_of_an_argument_in_one_line(argument:
         assert argument in str(caught.value) or NAMED_OTHERWISE[argument] in str(caught.value), value
         assert len(str(caught.value)) < 300
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1], object()])
+def test_an_option_of_a_space_is_what_its_configuration_can_hold(value: object) -> None:
+    with pytest.raises(InputError, match=r"space_options: 'x' must be a text or a finite number, which run\.toml can hold, got .*; or give workdir=None"):
+        options("space_options", {"x": value}, written=True)
+    assert options("space_options", {"x": value}, written=False) == {"x": value}
 
 
 def test_the_arguments_of_the_table_are_those_of_a_search() -> None:

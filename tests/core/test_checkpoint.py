@@ -1,9 +1,11 @@
 """Training state goes on exactly, and a damaged file is never taken for it."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nas.checkpoint import load_checkpoint, save_checkpoint
+from nas.data import hash_tensors
 from nas.errors import DamagedFile, InputError
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
@@ -25,6 +28,24 @@ def test_what_is_saved_is_loaded_equal(tmp_path_factory: pytest.TempPathFactory,
     path = tmp_path_factory.mktemp("state") / "a.safetensors"
     save_checkpoint(path, state)
     assert load_checkpoint(path) == state
+
+
+def test_a_state_of_a_generator_of_numpy_is_loaded_equal(tmp_path: Path) -> None:
+    state = {"generator": np.random.default_rng(0).bit_generator.state, "numbers": [1 << 127, -(1 << 63), (1 << 63) - 1]}
+    save_checkpoint(tmp_path / "a", state)
+    assert load_checkpoint(tmp_path / "a") == state
+
+
+def test_a_changed_number_among_the_tensors_is_detected_and_a_file_of_an_earlier_version_read(tmp_path: Path) -> None:
+    path, state = tmp_path / "a", {"rate": 0.125, "weight": torch.ones(2)}
+    save_checkpoint(path, state)
+    path.write_bytes(path.read_bytes().replace(b"0.125", b"0.625"))
+    with pytest.raises(DamagedFile, match="its hash differs"):
+        load_checkpoint(path)
+    tensors = {"0": torch.ones(2)}
+    plan = ["dict", [["rate", ["value", 0.125]], ["weight", ["tensor", "0"]]]]
+    save_file(tensors, path, {"state": json.dumps(plan), "sha256": hash_tensors(tensors)})
+    assert load_checkpoint(path)["rate"] == 0.125
 
 
 def test_tensors_that_share_memory_or_see_a_part_of_it_are_saved_too(tmp_path: Path) -> None:

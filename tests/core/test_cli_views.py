@@ -26,6 +26,7 @@ from nas.loggers import LOGGERS
 from nas.regret_plot import plot
 from nas.run_directory import RunDirectory
 from nas.space import SearchSpace
+from nas.summary import summarize
 from nas.trial import Trial
 from tests.core.test_cli import nas
 from tests.core.test_executor import TOY
@@ -209,6 +210,21 @@ def test_what_cannot_be_tabulated_is_said_before_anything_is_calibrated(
     assert not (home / "blocks").exists()
 
 
+def test_a_space_whose_teacher_costs_nothing_is_shown(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", sizes=np.array([2]), divergence=np.zeros(2), cost_params=np.zeros((1, 2)))
+    assert "c1" in shown("spaces", "show", f"table:{tmp_path / 't.npz'}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show",), ("config", "show"), ("search", "--eps", "1", "--workdir"), ("tabulate", "--to")],
+)
+def test_a_path_that_the_system_refuses_is_one_line(arguments: tuple[str, ...]) -> None:
+    done = nas(*arguments, "x" * 300 + ".npz")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: cannot use '.*x{300}.*': File name too long; give another path\n", done.stderr)
+
+
 def test_a_table_is_written_and_searched(tmp_path: Path) -> None:
     table = tmp_path / "t.npz"
     assert "candidates in" in shown("tabulate", "--space", "synthetic:3", "--to", str(table), "--quiet")
@@ -370,6 +386,39 @@ def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path
     text = shown("show", str(run))
     assert "teacher and winners" in text
     assert re.search(r"\ngo on with: nas search --space synthetic:3 --eps 0.005 .* --trials 10 --workdir \S+ --name run\n", text)
+
+
+@pytest.mark.parametrize(("where", "feasible", "choice"), [((), True, "c2"), (("params<=30%",), True, "c2"), (("params<=30%", "macs<=20%"), False, "teacher")])
+def test_an_unfinished_runs_incumbent_has_the_least_of_what_is_minimised_within_the_bounds(
+    tmp_path: Path, where: tuple[str, ...], feasible: bool, choice: str
+) -> None:
+    file = tmp_path / "t.npz"
+    costs = {"cost_macs": np.array([[10.0, 1.0, 5.0, 1.0]]), "cost_params": np.array([[10.0, 8.0, 2.0, 2.0]])}  # macs first, params minimised
+    np.savez(file, sizes=np.array([4]), divergence=np.array([0.0, 0.002, 0.003, np.inf]), **costs)
+    toolkit.search(f"table:{file}", 0.01, workdir=tmp_path, name="run", trials=1, optimizer="random", where=where)
+    run = RunDirectory(tmp_path / "run")
+    with run.record() as record:
+        record._db.execute("DELETE FROM facts WHERE name = 'result'")
+        record._db.execute("DELETE FROM trials")
+        for number, divergence in enumerate((0.0, 0.002, 0.003)):
+            measured = {name.removeprefix("cost_"): float(values[0, number]) for name, values in costs.items()}
+            record.add(Trial(number, (number,), measured, divergence))
+        (winner,) = summarize(run, record)["winners"]
+    assert (winner["feasible"], winner["candidate"]) == (feasible, {"s0": choice})
+
+
+def test_a_run_is_shown_and_reported_where_a_candidate_could_not_be_verified(searched: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(searched, run)
+    with RunDirectory(run).record() as record:
+        result = record.fact("result")
+        refused = next(trial for trial in record.trials() if trial.divergence is not None and any(trial.candidate))
+        names = read_run(searched).problem
+        assert names is not None
+        row = {"candidate": names.space.decode(refused.candidate), "divergence": refused.divergence, "heldout_divergence": None}
+        record.set_fact("result", {**result, "winners": [{**winner, "rejected": [row]} for winner in result["winners"]]})
+    assert "its held-out L could not be measured" in shown("show", str(run))
+    assert "held-out L could not be measured" in Path(shown("report", str(run)).strip().removeprefix("report in ")).read_text()
 
 
 def test_the_best_of_a_run_says_where_it_is_and_that_an_unfinished_one_is_not_verified(searched: Path, network: Path, tmp_path: Path) -> None:

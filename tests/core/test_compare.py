@@ -51,6 +51,15 @@ def fixed(*order: Candidate) -> type[Fixed]:
     return type("InOrder", (Fixed,), {"order": order})
 
 
+def test_a_forbidden_teacher_that_costs_less_than_the_optimum_is_no_optimum_found() -> None:
+    costs = CostTable({"params": np.array([[10.0, 5.0, 8.0]]), "macs": np.array([[10.0, 12.0, 9.0]])})
+    task = Task(SearchSpace.of_sizes("one", (3,)), costs, TableEvaluator(Table((3,), np.array([0.0, 0.1, 0.2]), costs)))
+    half, most = (Bound.parse(text, costs) for text in ("params<=50%", "params<=80%"))
+    with pytest.raises(InputError, match=r"its params is 10, the bound is params<=5, and the optimum within the bounds has macs 12, the teacher 10; relax"):
+        compare(task, [0.3], {"random": RandomSearch}, seeds=1, trials=2, objective="macs", bounds=[half])
+    assert compare(task, [0.3], {"random": RandomSearch}, seeds=1, trials=2, objective="macs", bounds=[most])[0].regrets[0, 0] == 1
+
+
 def test_regret_follows_its_definition() -> None:
     factory = fixed((2, 2), (1, 0), (2, 0), (0, 2))
     row = compare(toy_task(), [0.3], {"x": factory}, seeds=1, trials=6)[0]

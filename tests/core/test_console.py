@@ -7,6 +7,7 @@ from rich.console import Console
 import nas
 from nas.blocks.calibration import CalibrationSettings
 from nas.cli import console
+from nas.cli.results import stages_table
 from nas.data import Splits
 from nas.graph import StageGraph
 from nas.space import Stage
@@ -35,3 +36,14 @@ def test_quiet_writes_nothing(graph: StageGraph, stages: tuple[Stage, ...], spli
     with console.SearchView(2, quiet=True) as view:
         nas.search(space, 10.0, workdir=None, trials=2, optimizer="random", progress=console.Terminal(quiet=True), on_trial=view.update)
     assert written.getvalue() == ""
+
+
+@pytest.mark.parametrize("to", [console.out, console.err])
+@pytest.mark.parametrize("name", ["conv[k=3]", "half[/]", "a:b:c"])
+def test_names_are_shown_as_they_are_whatever_they_hold(name: str, to: Console) -> None:
+    costs = {"params": 1, "calibration_error": None}
+    table = {"stages": [{"name": f"blocks.{name}", "choices": [{"name": "teacher", **costs}, {"name": name, **costs}]}]}
+    with to.capture() as captured:
+        to.print(stages_table({"eps": 0.1, "candidate": {f"blocks.{name}": name}}, table, "params"))
+        to.print(f"replaced: {name}")
+    assert captured.get().count(name) == 3

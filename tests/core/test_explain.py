@@ -217,3 +217,14 @@ def test_a_run_without_costs_cannot_be_explained(tmp_path: Path) -> None:
     findings = read_run(tmp_path)
     with pytest.raises(InputError, match="cannot be explained"):
         explain(findings, forecast(findings))
+
+
+def test_where_nothing_is_feasible_none_is_expected_and_none_is_called_cheaper(tmp_path: Path) -> None:
+    result = nas.search("synthetic:3", 0.0002, workdir=tmp_path, name="none", trials=12, where=("params<=40%",))
+    assert not result.winners[0].feasible
+    (statement,) = result.to_json()["statements"]
+    assert statement.startswith("P(any candidate is feasible at 0.0002) = ")
+    assert "cheaper" not in statement
+    findings = read_run(tmp_path / "none")
+    explanation = explain(findings, forecast(findings))[0]
+    assert [other.middle for other in explanation.other_eps] == [None] * 3

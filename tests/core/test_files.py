@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import DamagedFile, InputError, NasError
-from nas.files import check_form, damage, inside, parse_json, read_bytes, read_json, read_toml, write_manifest, write_whole
+from nas.files import check_form, copy_whole, damage, inside, parse_json, read_bytes, read_json, read_toml, write_manifest, write_whole
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,14 @@ def test_a_json_file_of_another_form_is_named_with_the_place(tmp_path: Path) -> 
     (tmp_path / "a.json").write_text('{"a": [1, {"b": "x"}]}')
     with pytest.raises(DamagedFile, match=r"a\.json\.a\[1\] must be int"):
         read_json(tmp_path / "a.json", {"a": [int]})
+
+
+def test_what_a_killed_process_of_the_same_id_left_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "weights").write_text("new")
+    left = tmp_path / f".to.{os.getpid()}"
+    left.mkdir()
+    (left / "half").write_text("old")
+    copy_whole(tmp_path / "from", tmp_path / "to")
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["manifest.json", "weights"]
+    assert not left.exists()

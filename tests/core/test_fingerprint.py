@@ -132,3 +132,39 @@ def test_arguments_arrays_and_lists_that_a_divergence_uses_belong_to_it(monkeypa
     assert len({before, other_orders, code_identity(weighted)}) == 3
     monkeypatch.undo()
     assert code_identity(weighted) == before
+
+
+class Weighted:
+    """Two distances that share what they weigh with."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def near(self, x: float) -> float:
+        return self.weight * x
+
+    def far(self, x: float) -> float:
+        return self.weight * x * x
+
+
+def test_methods_differ_by_their_code_and_by_what_they_are_bound_to() -> None:
+    prints = [code_identity(method) for method in (Weighted(1.0).near, Weighted(1.0).far, Weighted(2.0).near)]
+    assert len(set(prints)) == 3
+    assert code_identity(Weighted(1.0).near) == prints[0]
+
+
+class Slotted:
+    """A callable without a dictionary or words of its own."""
+
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, x: float) -> float:
+        return self.weight * x
+
+
+def test_objects_with_slots_are_told_by_what_they_hold_and_not_by_where_they_are() -> None:
+    one, same, other = Slotted(1.0), Slotted(1.0), Slotted(2.0)
+    assert code_identity(one) == code_identity(same) != code_identity(other)

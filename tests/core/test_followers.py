@@ -127,6 +127,18 @@ def test_optuna_sees_the_same_trials_as_feasible(result: SearchResult) -> None:
             assert theirs.value == ours.costs["params"]
 
 
+def test_eps_that_differ_in_late_digits_and_bounds_on_one_cost_are_kept_apart(tmp_path: Path) -> None:
+    sink, eps = Listed(), (2.5, 2.500000001)
+    nas.search("synthetic:3", eps, workdir=tmp_path, name="run", trials=3, optimizer="random", where=("macs<=60%", "macs<=90%"), callbacks=[ScalarLogger(sink)])
+    assert {f"incumbent_params/eps {value}" for value in eps} <= {name for row, _ in sink.rows for name in row}
+    findings = read_run(tmp_path / "run")
+    studies = mirror(findings, optuna.storages.InMemoryStorage())
+    assert [study.study_name for study in studies] == [f"{findings.space} eps {value}" for value in eps]
+    problem, trial = findings.problem, findings.trials[0]
+    assert problem is not None
+    assert studies[1].trials[0].constraints["macs"] == trial.costs["macs"] - 0.6 * problem.costs.of(problem.space.teacher)["macs"]
+
+
 def test_optuna_dashboard_serves_the_constraints(result: SearchResult) -> None:
     serializer = pytest.importorskip("optuna_dashboard._serializer")
     assert result.run is not None

@@ -1,6 +1,7 @@
 """Tasks on local processes: results, deaths, hangs, and what is left when the driver is gone."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -93,6 +94,12 @@ def test_a_task_that_no_worker_survives_fails_alone(workers: LocalWorkers) -> No
 def test_a_worker_that_hangs_is_ended() -> None:
     with LocalWorkers(SPACE, 1, timeout_s=3.0, attempts=1) as workers, pytest.raises(WorkerLost, match="no answer within 3 s"):
         workers.submit(hang).result()
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e9])
+def test_a_task_may_take_for_ever(timeout_s: float) -> None:
+    with LocalWorkers(SPACE, 1, timeout_s=timeout_s) as workers:
+        assert workers.submit(Square(3)).result(60)[0] == 9
 
 
 def test_a_space_that_comes_out_differently_is_refused() -> None:

@@ -1,6 +1,9 @@
+import errno
+import fcntl
 import itertools
 import multiprocessing
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,3 +150,22 @@ def test_a_run_whose_lock_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
     with pytest.raises(InputError, match=r"cannot write to .*run: .*; choose another --workdir"), RunDirectory(tmp_path / "run").lock():
         pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"cannot lock .*: No locks available; choose a --workdir on a local disk"), RunDirectory(tmp_path).lock():
+        pass
+
+
+def test_a_number_far_beyond_the_others_is_a_gap_and_not_walked_to() -> None:
+    record = Record()
+    far = replace(TRIAL, number=1 << 60, candidate=(0, 2))
+    for trial in (TRIAL, far):
+        record.add(trial)
+    trials, lost = record.readable()
+    assert trials == [TRIAL, far]
+    assert [line.partition(": ")[2] for line in lost] == [f"trials 1 to {(1 << 60) - 1} are missing"]

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,49 @@ def test_a_measurement_without_a_finite_value_is_a_failed_trial_and_never_wins(v
     winner = searched.winner(0.02)
     assert winner.trial is not None
     assert winner.trial.candidate == (0, 1)
+
+
+class Given:
+    """Measures whatever it was given."""
+
+    def __init__(self, measured: Any) -> None:
+        self.measured = measured
+
+    def measure(self, candidates: Sequence[Candidate], eps: Sequence[float] = ()) -> list[Any]:
+        return [self.measured for _ in candidates]
+
+
+def test_numbers_of_numpy_are_recorded_as_python_has_them(tmp_path: Path) -> None:
+    given = Measurement(np.float32(0.5), np.float32(0.25), np.int64(64), np.float32(2.0))  # type: ignore[arg-type]
+    searched = Study(Problem(SPACE, COSTS, (0.6,)), InOrder(), Given(given), Record(tmp_path / "study.db"), verifier=Given(given))
+    searched.run(1)
+    winner = searched.winner(0.6)
+    assert winner.trial is not None
+    assert winner.heldout is not None
+    for found in (winner.trial, winner.heldout):
+        assert (found.divergence, found.stderr, found.n_samples, found.seconds) == (0.5, 0.25, 64, 2.0)
+    assert Record(tmp_path / "study.db").trials() == searched.trials
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        (Measurement(0.5, float("nan")), "stderr must be a finite number of at least 0, got nan"),
+        (Measurement(0.5, n_samples=1.5), "n_samples must be a whole number"),  # type: ignore[arg-type]
+        (0.5, "it must be a Measurement, got 0.5"),
+    ],
+)
+def test_what_no_record_can_hold_is_the_evaluators_error(measured: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        Study(Problem(SPACE, COSTS, (0.6,)), InOrder(), Given(measured)).run(1)
+
+
+def test_a_winner_whose_heldout_divergence_is_not_finite_is_passed_over() -> None:
+    searched = study(verifier=Quadratic(bad={(1, 1): float("nan")}))
+    searched.run(8)
+    ((trial, heldout),) = searched.winner(0.02).rejected
+    assert trial.candidate == (1, 1)
+    assert heldout.divergence is None
 
 
 def test_a_trial_that_may_win_rests_on_all_samples() -> None:

@@ -100,6 +100,16 @@ def test_a_partial_table_of_another_space_is_refused(tmp_path: Path) -> None:
         tabulate(toy_task(Counting(), costs=2.0), path, Quiet())
 
 
+def test_a_partial_table_of_another_divergence_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    with pytest.raises(KeyboardInterrupt):
+        tabulate(toy_task(Counting(most=8)), path, Quiet(), fingerprint={"divergence": "old"}, chunk=4)
+    with pytest.raises(RunMismatch, match="another divergence; remove it"):
+        tabulate(toy_task(Counting()), path, Quiet(), fingerprint={"divergence": "new"})
+    assert tabulate(toy_task(Counting()), path, Quiet(), fingerprint={"divergence": "old"}).divergence[-1] == 5.0
+    assert set(np.load(path)) == {"sizes", "divergence", "cost_params", "fixed_params", "calibration_error", "stderr", "stage_names", "choice_names"}
+
+
 def test_an_existing_table_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "toy.npz").write_bytes(b"precious")
     with pytest.raises(InputError, match="exists"):

@@ -17,7 +17,7 @@ from nas.optimizers.domain import Domain
 from nas.optimizers.enumeration import PairTable, Region, kept_choices
 from nas.optimizers.eps_gp import STALL, EpsGP
 from nas.optimizers.selection import believe
-from nas.optimizers.stopping import count_cheaper
+from nas.optimizers.stopping import count_cheaper, for_one_eps, probability_of_any
 from nas.problem import Bound, CostTable, Problem
 from nas.space import Candidate, SearchSpace
 from nas.trial import Trial, incumbent
@@ -313,6 +313,17 @@ def test_the_statement_counts_what_is_cheaper_and_ends_the_search() -> None:
     assert EpsGP(problem).propose(trials) == []
 
 
+def test_the_statement_does_not_depend_on_the_order_of_the_candidates() -> None:
+    problem = make_problem([4] * 6, 2)
+    measure = compounding(problem, 2)
+    optimizer = EpsGP(problem)
+    trials = run(problem, measure, 8)
+    search = optimizer._search(trials, ())
+    goal = for_one_eps(search.goal, 0)
+    x = search.top(goal, 2000)
+    assert probability_of_any(goal, x[::-1].copy(), 0) == pytest.approx(probability_of_any(goal, x, 0), rel=1e-6)
+
+
 def test_the_statement_counts_only_what_the_bounds_allow_or_says_at_most() -> None:
     base = make_problem([4] * 5, 2)
     macs = base.costs.of(base.space.teacher)["macs"]
@@ -327,7 +338,8 @@ def test_the_statement_counts_only_what_the_bounds_allow_or_says_at_most() -> No
         assert (statement.n_cheaper, statement.at_most) == (len(cheaper), False)
         above = EpsGP(problem, enumerable=10).statement(told_so_far)[0.003]
         assert above.n_cheaper >= len(cheaper)
-        assert f", at most {above.n_cheaper:.3g} cheaper candidates unmeasured" in str(above)
+        assert above.any == math.isinf(best)
+        assert f", at most {above.n_cheaper:.3g} {'' if above.any else 'cheaper '}candidates unmeasured" in str(above)
     ruled = dataclasses.replace(base, space=SearchSpace("ruled", base.space.stages, rules=(lambda c: c[0] != 1,)))
     assert "at most" in str(EpsGP(ruled).statement([])[0.003])
 

@@ -3,6 +3,7 @@ import resource
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from nas.blocks import calibration
 from nas.blocks.calibration import CalibrationSettings
 from nas.data import Samples, Splits
 from nas.errors import ContractError, InputError
+from nas.evaluators.divergence import Settings
+from nas.evaluators.numerics import Numerics
 from nas.graph import StageGraph
 from nas.progress import Quiet
 from nas.space import Choice, Stage
 from nas.spaces.network import NetworkSpace
+from nas.spaces.rules import Forbid
 from tests.conftest import Narrow, toy_graph, toy_samples, toy_stages
 
 
@@ -80,6 +84,22 @@ def test_the_fingerprint_follows_teacher_library_and_data(network: NetworkSpace,
     assert replace(network, stages=network.stages[:2]).fingerprint()["library"] != before["library"]
     other = Splits(splits.fit, splits.measure, toy_samples(128, 9, 3000))
     assert replace(network, data=other).fingerprint()["data"] != before["data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("divergence", lambda a, b: ((a - b) ** 2).flatten(1).mean(1), lambda a, b: 9 * ((a - b) ** 2).flatten(1).mean(1)),
+        ("rules", (Forbid({"a": "half", "b": "half"}),), (Forbid({"a": "half", "b": "tiny"}),)),
+        ("extra_costs", {"bytes": lambda block: 4.0 * sum(p.numel() for p in block.parameters())}, {"bytes": lambda block: 1.0}),
+        ("evaluation", Settings(numerics=Numerics.parse("bf16")), Settings(numerics=Numerics.parse("bf16,channels_last"))),
+    ],
+)
+def test_what_was_measured_otherwise_is_another_run(network: NetworkSpace, name: str, first: Any, second: Any) -> None:
+    prints = [replace(network, **{name: value}).fingerprint() for value in (first, second)]
+    assert prints[0] == replace(network, **{name: first}).fingerprint()
+    for one, other in (prints, (prints[0], network.fingerprint()), (prints[1], network.fingerprint())):
+        assert one != other
 
 
 def test_a_search_saves_the_winner_and_the_same_call_goes_on_with_it(network: NetworkSpace, tmp_path: Path) -> None:
