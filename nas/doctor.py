@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,20 +46,24 @@ def examine(run: RunDirectory, blocks: Path, *, repair: bool = False) -> list[Fi
 
 
 def _examine(run: RunDirectory, blocks: Path, *, repair: bool) -> Iterator[Finding]:
-    yield from _record(run, repair=repair)
+    kept = yield from _record(run, repair=repair)
     facts = _facts(run)
     yield _config(run, facts.get("config"), repair=repair)
     saved = facts.get("saved") or {}
     there = {path for path in run.path.glob("winner*") if path.is_dir() and ".damaged-" not in path.name}
     for folder in sorted({*there, *(inside(run.path, name) for name in saved)}):
         yield _model(folder, "the same `nas search`", repair=repair)
+    left = sorted(path.name for path in there if path.is_dir())
+    if left and not kept:
+        yield _without_a_trial(run, left)
     for pattern, command in MADE_OF_A_WINNER.items():
         for folder in sorted(path for path in run.path.glob(pattern) if path.is_dir() and ".damaged-" not in path.name):
             yield _model(folder, f"the same `{command}`", repair=repair)
     yield from _blocks(facts.get("blocks") or {}, blocks, repair=repair)
 
 
-def _record(run: RunDirectory, *, repair: bool) -> Iterator[Finding]:
+def _record(run: RunDirectory, *, repair: bool) -> Generator[Finding, None, int]:
+    """What is wrong with the record; returns how many trials can be read."""
     path = run.path / "study.db"
     try:
         with run.record(read_only=True) as record:
@@ -69,7 +73,7 @@ def _record(run: RunDirectory, *, repair: bool) -> Iterator[Finding]:
         trials, wrong = [], [str(error)]
     if not wrong:
         yield Finding("record", "ok", f"{len(trials)} trials")
-        return
+        return len(trials)
     for line in wrong:
         yield Finding("record", "damaged", line)
     if repair:
@@ -78,6 +82,13 @@ def _record(run: RunDirectory, *, repair: bool) -> Iterator[Finding]:
         yield Finding("record", "repaired", f"{len(trials)} trials are kept; what was there is in {aside.name}{shown}; the same `nas search` goes on from them")
     else:
         yield Finding("record", "damaged", f"{len(trials)} trials can be read; `nas doctor {run.path} --repair` keeps them and moves {path.name} aside")
+    return len(trials)
+
+
+def _without_a_trial(run: RunDirectory, winners: Sequence[str]) -> Finding:
+    """That models stand there while nothing is left of how they were found."""
+    way_out = f"put {run.path / 'study.db'} back from a copy; or copy them elsewhere: the same `nas search` starts again and saves its own in their place"
+    return Finding("winners", "damaged", f"no trial can be read, so that nothing tells how {', '.join(winners)} came about; {way_out}")
 
 
 def _unreadable_facts(record: Record) -> list[str]:

@@ -33,6 +33,7 @@ from nas.report import ReportWriter
 from nas.result import SearchResult as SearchResult
 from nas.result import stage_table as stage_table
 from nas.run_directory import RunDirectory
+from nas.run_space import recorded_file
 from nas.space import SearchSpace
 from nas.study import Study, Winner
 from nas.trial import Trial
@@ -97,7 +98,7 @@ def search(
     run = RunDirectory(place / (named or run_name(source.space.name, config)))
     if afresh:
         run.reset()
-    run.create(config)
+    run.create({**config, **(recorded_file(run.path, space) if isinstance(space, str) else {})})
     if kind := network_filesystem(run.path):
         report.note(f"{run.path} lies on a network file system ({kind}): use one machine at a time, or --workdir on a local disk")
     with run.lock(), crew.open(str(space), chosen, source.fingerprint()) as executor:

@@ -204,16 +204,6 @@ def check_space(text: str) -> None:
         SPACES.check(head)
 
 
-def located(text: str, run: Path) -> str:
-    """The name of the space that a run recorded, as it holds in this folder.
-
-    A file that is not found from here is looked for from where the search was run, which mostly is the folder that holds `runs/`.
-    """
-    head, _, function = text.partition(":")
-    there = run.absolute().parent.parent / head
-    return f"{there}:{function}" if head.endswith(".py") and not Path(head).is_file() and there.is_file() else text
-
-
 def _check_file(path: Path, wanted: str) -> None:
     if not path.is_file():
         raise InputError(f"no file '{path}'; give path/to/file.py:{wanted}")

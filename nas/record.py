@@ -58,6 +58,7 @@ class Record:
 
     def __init__(self, path: Path | str = ":memory:", *, read_only: bool = False) -> None:
         self.path = path
+        self._doctor = f"nas doctor {Path(path).parent}"  # a record lies in its run
         self._copy = tempfile.TemporaryDirectory(prefix="nas-record-") if read_only else None
         try:
             self._db = sqlite3.connect(copy_database(Path(path), Path(self._copy.name)) if self._copy else path, timeout=_BUSY_S, isolation_level=None)
@@ -73,7 +74,7 @@ class Record:
             raise InputError(f"cannot open the record {path}: {error}") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter while it words the former
             self.close()
-            raise DamagedFile(f"record {path} is damaged: {error}; `nas doctor RUN --repair` saves what can be read") from error
+            raise DamagedFile(f"record {path} is damaged: {error}; `{self._doctor} --repair` saves what can be read") from error
         except BaseException:
             self.close()
             raise
@@ -100,7 +101,7 @@ class Record:
         trials = [self._trial(row) for row in self._read("SELECT * FROM trials ORDER BY number")]
         for number, trial in enumerate(trials):
             if trial.number != number:
-                raise DamagedFile(f"record {self.path} has no trial {number}; `nas doctor RUN --repair` closes the gap")
+                raise DamagedFile(f"record {self.path} has no trial {number}; `{self._doctor} --repair` closes the gap")
         return trials
 
     def readable(self) -> tuple[list[Trial], list[str]]:
@@ -150,7 +151,7 @@ class Record:
         value, checksum = rows[0]
         where = f"record {self.path}: fact '{name}'"
         if checksum and checksum != _checksum((name, value)):
-            raise DamagedFile(f"{where} is damaged (its checksum differs); `nas doctor RUN --repair` removes it, the same search makes it again")
+            raise DamagedFile(f"{where} is damaged (its checksum differs); `{self._doctor} --repair` removes it, the same search makes it again")
         return parse_json(check_form(value, str, where), where, _FACTS.get(name, object))
 
     def set_fact(self, name: str, value: Any) -> None:
@@ -181,7 +182,7 @@ class Record:
     def _trial(self, row: tuple[Any, ...]) -> Trial:
         where = f"record {self.path}: trial {row[0]}"
         if row[-1] and row[-1] != _checksum(row[:-1]):
-            raise DamagedFile(f"{where} is damaged (its checksum differs); `nas doctor RUN --repair` keeps the others")
+            raise DamagedFile(f"{where} is damaged (its checksum differs); `{self._doctor} --repair` keeps the others")
         number, candidate, costs, divergence, stderr, n_samples, seconds, state, reason, attrs, _ = row
         parsed = {name: parse_json(check_form(text, str, where), where) for name, text in (("candidate", candidate), ("costs", costs), ("attrs", attrs))}
         values = {**parsed, "divergence": divergence, "stderr": stderr, "n_samples": n_samples, "seconds": seconds, "state": state, "reason": reason}
@@ -196,7 +197,7 @@ class Record:
         except sqlite3.OperationalError as error:
             raise InputError(f"cannot read the record {self.path}: {error}") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise DamagedFile(f"record {self.path} is damaged: {error}; `nas doctor RUN --repair` saves what can be read") from error
+            raise DamagedFile(f"record {self.path} is damaged: {error}; `{self._doctor} --repair` saves what can be read") from error
 
     def _write(self, statement: str, row: tuple[Any, ...]) -> None:
         try:

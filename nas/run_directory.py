@@ -22,7 +22,13 @@ from nas.nearby import no_run
 from nas.record import Record
 
 _NUMBER = int | float
-_CONFIG: Form = {"space": {"name": str}, "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]}, "asked?": {"trials?": int}}
+_CONFIG: Form = {
+    "space": {"name": str},
+    "search": {"eps": [_NUMBER], "minimize?": str, "where?": [str]},
+    "asked?": {"trials?": int},
+    "source?": {"file": str},
+    "fingerprints?": dict,
+}
 
 
 def check_config(config: Any, where: str) -> dict[str, Any]:
@@ -149,7 +155,7 @@ class RunDirectory:
 
     def _check_same(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         found, wanted = self.config(), tomllib.loads(to_toml(config))
-        free = {"versions", "asked"} if (self.path / "study.db").exists() else {"versions"}  # a record tells what was asked last
+        free = {"versions", "source", *(["asked"] if (self.path / "study.db").exists() else [])}  # a record tells what was asked last
         differing = [
             f"{section}.{key}: {found.get(section, {}).get(key)!r} there, {value!r} now"
             for section, values in wanted.items()

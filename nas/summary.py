@@ -68,7 +68,7 @@ def _searched(directory: RunDirectory, record: Record) -> dict[str, Any]:
     if summary is None:
         summary = _unfinished(directory, record)
     elif not _agrees(summary, record.fact("table")):
-        raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor RUN` says more")
+        raise DamagedFile(f"run '{directory.path}': the result in its record does not fit its table of stages; `nas doctor {directory.path}` says more")
     for winner in summary["winners"]:
         winner["path"] = str(directory.path / Path(winner["path"]).name) if winner["path"] else None
     return summary
@@ -115,7 +115,7 @@ def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
 def trial_row(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any]:
     """A trial as `nas show --json` prints it; `names` are the stages with their choices."""
     if len(names) != len(trial.candidate) or any(not 0 <= k < len(choices) for (_, choices), k in zip(names, trial.candidate, strict=True)):
-        raise DamagedFile(f"trial {trial.number} of the record does not fit the run's table of stages; `nas doctor RUN` says more")
+        raise DamagedFile(f"trial {trial.number} of the record does not fit the run's table of stages; `nas doctor` of that run says more")
     return {
         "number": trial.number,
         "candidate": {stage: choices[k] for (stage, choices), k in zip(names, trial.candidate, strict=True)},

@@ -37,17 +37,17 @@ def tabulate(task: Task, path: Path, progress: Progress, *, fingerprint: Mapping
     part = path.with_name(path.name + ".part")
     origin = json.dumps(dict(fingerprint or {}), sort_keys=True)
     divergence, stderr = _resumed(part, task, origin)
-    table = Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr, names_of(task.space))
 
     def save() -> None:
-        """The table so far, with NaN for what is not measured yet."""
-        write_table(part, table, {"origin": np.array(origin)})
+        """Like the table, with NaN for what is not measured yet."""
+        write_table(part, _table(task, divergence, stderr), {"origin": np.array(origin)})
 
     save()
     try:
         _measure_all(task, divergence, stderr, save, progress, chunk, save_every_s)
     finally:
         save()
+    table = _table(task, divergence, stderr)
     write_table(path, table)
     part.unlink()
     return table
@@ -86,6 +86,10 @@ def _measured(task: Task, candidates: Sequence[Candidate]) -> tuple[Floats, Floa
         if measured.divergence is not None and np.isfinite(measured.divergence):
             divergence[i], stderr[i] = measured.divergence, measured.stderr
     return divergence, stderr
+
+
+def _table(task: Task, divergence: Floats, stderr: Floats) -> Table:
+    return Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr, names_of(task.space))
 
 
 def _resumed(part: Path, task: Task, origin: str) -> tuple[Floats, Floats]:

@@ -29,10 +29,11 @@ def cascade(
     """
     from nas.files import check_writable
     from nas.run_directory import RunDirectory
+    from nas.run_space import file_of_space, space_of
 
     directory = RunDirectory.open(run)
     config = directory.config()
-    origin, known = dict(config["space"]), config["search"]["eps"]
+    known = config["search"]["eps"]
     chosen, terminal = _chosen(known, eps), Terminal(quiet)
     open_choice = known if eps is None and len(known) > 1 else []
     folder = directory.path / f"cascade-eps{exact(chosen)}"
@@ -41,14 +42,13 @@ def cascade(
         terminal.note("found before; --new computes it again, more --trials look further")
         _print(kept, json, quiet)
         return
-    _check_said(run, open_choice, origin["name"] if ".py" in origin["name"] and not trust else None)
+    _check_said(run, open_choice, None if trust else file_of_space(run, config))
     check_writable(directory.path, "the result is saved there")
     options.set_threads(threads)
-    from nas.names import located, resolve_space
     from nas.spaces.cascade import CascadeSearch
     from nas.spaces.network import NetworkSpace
 
-    space = resolve_space(located(origin.pop("name"), run), **origin)
+    space = space_of(run, config)
     if not isinstance(space, NetworkSpace):
         raise InputError(f"run '{run}' searched '{config['space']['name']}', which has no blocks to recalibrate")
     search = CascadeSearch(space, terminal)
@@ -103,7 +103,7 @@ def _chosen(known: list[float], asked: float | None) -> float:
     return known[0] if asked is None else asked
 
 
-def _check_said(run: Path, choice: list[float], untrusted: str | None) -> None:
+def _check_said(run: Path, choice: list[float], untrusted: Path | None) -> None:
     """Asks at once for all that must be said: which eps, if there is a choice, and the trust in the file of the run's space."""
     lacking = [f"has several eps, {', '.join(map(exact, choice))}; choose one with --eps"] if choice else []
     if untrusted is not None:  # the run may come from somebody else

@@ -34,7 +34,9 @@ def explain(
     from nas.explain import explain as explain_run
     from nas.findings import read_run
     from nas.report.forecast import forecast
+    from nas.run_directory import RunDirectory
 
+    RunDirectory.open(run, to_repair=True)  # a run without any record has nothing to explain
     findings = read_run(run)
     if eps is not None and eps not in findings.eps:
         raise InputError(f"run '{run}' has no winner for eps {exact(eps)}; it has: {', '.join(map(exact, findings.eps))}")
@@ -121,7 +123,7 @@ def _print_stages(e: "Explanation") -> None:
         gained = "?" if block.unknown else "-" if block.half_error_saves is None else amount(block.half_error_saves)
         table.add_row(block.stage, block.choice, part, price.cheaper or "-", rate, amount(block.half_cost_saves), gained)
     out.print(table)
-    err.print(
+    out.print(
         Text(
             "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted with a 90 % interval, ? unknown); "
             "half cost, half harm: a new block half as costly, one that adds half as much to L. "

@@ -99,14 +99,14 @@ def export(
 def _export_candidate(directory: "RunDirectory", text: str, to: Path, trust: bool) -> None:
     from nas.cli.console import Terminal
     from nas.modelcard import candidate_card, write_card
-    from nas.names import located, resolve_space
+    from nas.run_space import file_of_space, space_of
 
     config = directory.config()
-    origin = dict(config["space"])
-    if ".py" in origin["name"] and not trust:  # the run may come from somebody else
-        raise InputError(f"run '{directory.path}' names the Python file of its space, '{origin['name']}'; give --trust to run that file")
+    file = file_of_space(directory.path, config)
+    if file is not None and not trust:  # the run may come from somebody else
+        raise InputError(f"run '{directory.path}' names the Python file of its space, '{file}'; give --trust to run that file")
     options.set_threads(None)
-    source = resolve_space(located(origin.pop("name"), directory.path), **origin)
+    source = space_of(directory.path, config)
     source.space.parse(text)  # wrong names stop here, before anything is calibrated
     task = source.prepare(Terminal())
     if task.export is None:

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor
 
 from nas.data import Splits
-from nas.errors import InputError
+from nas.errors import InputError, did_you_mean
 from nas.progress import Progress, Quiet
 from nas.spaces.tocsr.assets import EmbeddedAssets, shipped_version
 from nas.spaces.tocsr.compact import CompactUNet
@@ -94,7 +94,8 @@ def _folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"no teacher folder '{name}'; give 'embedded', 'embedded-tight', a diffusers folder, or a hub id such as owner/model")
+        near = did_you_mean(name, (EMBEDDED, "embedded-tight"))
+        raise InputError(f"no teacher folder '{name}'{near} (or give a diffusers folder, or a hub id such as owner/model)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of whatever library its client uses
 

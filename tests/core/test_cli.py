@@ -283,6 +283,7 @@ def test_a_run_without_a_record_is_told_from_no_run_and_from_one_that_lost_it(tm
     assert done.returncode == 2
     assert "has made no trial yet (no study.db)" in done.stderr
     assert f"go on with: nas search --space demo --eps 0.1 --workdir {tmp_path} --name run" in done.stderr
+    assert nas("explain", str(run.path)).stderr == done.stderr
     assert nas("report", str(run.path)).returncode == 0
     assert "has made no trial yet" in nas("show", str(run.path)).stderr
     (run.path / "winner").mkdir()

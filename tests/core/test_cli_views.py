@@ -106,6 +106,7 @@ def test_macs_with_attention_are_left_out_for_people_where_nothing_has_any(netwo
 
 def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Path) -> None:
     text = shown("explain", str(searched))
+    assert "adds to L: what L falls by if the stage gets the teacher's block back" in " ".join(text.split())
     assert text.count("replaced: ") == 2
     assert "macs <= " in text
     assert "with 10 % " in text

@@ -95,6 +95,18 @@ def test_a_record_that_is_none_is_moved_aside(run: RunDirectory, home: Path, con
         assert aside.read_bytes() == content
 
 
+def test_winners_that_no_trial_is_left_of_are_told_also_after_a_repair(run: RunDirectory) -> None:
+    (run.path / "study.db").write_bytes(b"not a database at all" * 500)
+    (run.path / "study.db-wal").unlink(missing_ok=True)
+    for more in ((), ("--repair",), ()):
+        done = nas("doctor", str(run.path), *more)
+        said = " ".join(done.stdout.split())
+        assert done.returncode == 2
+        assert "no trial can be read, so that nothing tells how winner came about" in said
+        assert "RUN" not in said
+    assert (run.path / "winner").is_dir()
+
+
 def test_a_repair_keeps_the_report_which_may_be_the_last_copy_of_the_trials(run: RunDirectory, home: Path) -> None:
     run.report.write_text("all trials")
     (run.path / "study.db").write_bytes(b"not a database at all" * 500)

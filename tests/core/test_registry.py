@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nas.errors import InputError
-from nas.names import OPTIMIZERS, located, optimizer_factory
+from nas.names import OPTIMIZERS, optimizer_factory
 
 
 @pytest.fixture
@@ -33,12 +33,3 @@ def test_an_entry_point_is_listed_loaded_and_told_when_it_cannot_be() -> None:
 def test_an_optimizer_without_an_argument_takes_none() -> None:
     with pytest.raises(InputError, match="optimizer 'random' takes no argument, got '3'"):
         optimizer_factory("random:3")
-
-
-def test_a_runs_own_file_is_found_from_another_folder_beside_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").touch()
-    monkeypatch.chdir(tmp_path.parent)
-    run = tmp_path / "runs" / "first"
-    assert located("mine.py:make_space", run) == f"{tmp_path / 'mine.py'}:make_space"
-    assert located("gone.py:make_space", run) == "gone.py:make_space"
-    assert located("synthetic:3", run) == "synthetic:3"

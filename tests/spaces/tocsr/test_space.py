@@ -180,7 +180,7 @@ def test_embedded_teachers_and_their_versions_can_be_named() -> None:
     tight = load_teacher("embedded-tight")
     assert tight.name == "embedded-tight-v1"
     assert tight.notes == ("teacher: embedded-tight-v1, 9 of 9 stages active (docs/embedded_teacher.md)",)
-    with pytest.raises(InputError, match="no teacher folder 'embedded-v0'; give 'embedded', 'embedded-tight'"):
+    with pytest.raises(InputError, match="no teacher folder 'embedded-v0'; did you mean 'embedded'"):
         load_teacher("embedded-v0")
 
 
