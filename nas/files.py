@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 import tomllib
@@ -98,6 +99,8 @@ def check_form(value: Any, form: Form, where: str) -> Any:
         _check_object(check_form(value, dict, where), form, where)
     elif not isinstance(value, form) or (isinstance(value, bool) and bool not in _types(form)):
         raise DamagedFile(f"{where} must be {' or '.join(t.__name__ for t in _types(form))}, got {_short(value)}")
+    elif float in _types(form) and isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise DamagedFile(f"{where} must be a number of ordinary size, got {_short(value)}")
     return value
 
 

@@ -21,6 +21,7 @@ from nas.files import check_form, copy_whole, damage, inside, parse_json, read_b
         (True, int | float),
         ("x", int | None),
         ([], dict),
+        (10**400, int | float),
     ],
 )
 def test_a_value_of_another_form_is_refused_with_its_place(value: object, form: object) -> None:
