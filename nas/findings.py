@@ -10,13 +10,13 @@ import numpy as np
 
 from nas.arguments import folder
 from nas.bounds import why_nothing
+from nas.cascades import cascades
 from nas.errors import DamagedFile, NasError
 from nas.nearby import no_run
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.record import Record
 from nas.run_directory import RunDirectory, check_config, search_command
 from nas.space import Candidate, Choice, SearchSpace, Stage
-from nas.summary import cascades
 from nas.trial import Trial, incumbent, least_divergent
 
 

@@ -1,54 +1,18 @@
 """What a run came to, as `nas search --json` prints it; of an unfinished run, what is known so far."""
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from nas.amounts import exact
+from nas.cascades import cascades
 from nas.clock import in_parts
 from nas.errors import DamagedFile, InputError
-from nas.files import MANIFEST, Form, damage, read_json
+from nas.files import MANIFEST, damage
+from nas.findings import Findings, recorded_problem
 from nas.record import Record
 from nas.run_directory import RunDirectory, search_command
 from nas.study import Stopped
 from nas.trial import Trial
-
-CASCADE = "cascade.json"
-"""Name of the file in which `nas cascade` leaves its result, beside the model."""
-
-_COST = int | float
-_CASCADE: Form = {
-    "eps": _COST, "candidate": {str: str}, "divergence": _COST, "stderr?": _COST, "n_samples?": int, "divergence_before": _COST | None,
-    "heldout_divergence": _COST, "trials?": int | None, "spent?": {str: _COST},
-}  # fmt: skip
-
-
-def cascades(folder: Path, teacher: Mapping[str, float]) -> list[dict[str, Any]]:
-    """What `nas cascade` made of a run, in the order of eps, as winners are; `teacher` are the run's costs.
-
-    Raises:
-        DamagedFile: a result that cannot be read, or that has other costs than the run.
-    """
-    found = []
-    for file in folder.glob(f"cascade-eps*/{CASCADE}"):
-        row = read_cascade(file.parent, teacher)
-        kept = {key: row[key] for key in ("eps", "candidate", *teacher, "divergence_before", "divergence", "heldout_divergence")}
-        measured = {"stderr": row.get("stderr", 0.0), "n_samples": row.get("n_samples", 0), "spent": row.get("spent", {})}
-        found.append({**kept, **measured, "feasible": True, "recalibrated": True, "path": str(file.parent)})
-    return sorted(found, key=lambda row: row["eps"])
-
-
-def read_cascade(folder: Path, metrics: Iterable[str] = ()) -> dict[str, Any]:
-    """What `nas cascade` wrote into a folder of its own, which has these costs.
-
-    Raises:
-        DamagedFile: it cannot be read, or is something else.
-    """
-    try:
-        row: dict[str, Any] = read_json(folder / CASCADE, {**_CASCADE, **dict.fromkeys(metrics, _COST)})
-    except DamagedFile as error:
-        raise DamagedFile(f"{error}; move the folder {folder.name} away, or give `nas cascade` again") from error
-    return row
 
 
 def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
@@ -93,8 +57,6 @@ def _agrees(summary: dict[str, Any], table: dict[str, Any] | None) -> bool:
 
 
 def _unfinished(directory: RunDirectory, record: Record) -> dict[str, Any]:
-    from nas.findings import Findings, recorded_problem  # they read what `nas cascade` left through this module
-
     config, trials, table = directory.config(), record.trials(), record.fact("table")
     names = [(stage["name"], [c["name"] for c in stage["choices"]]) for stage in table["stages"]] if table else []
     teacher = {m: v + sum(stage["choices"][0][m] for stage in table["stages"]) for m, v in table["fixed"].items()} if table else {}

@@ -12,6 +12,7 @@ from torch import nn
 from nas.amounts import amount
 from nas.blocks.calibration import CalibratedBlock
 from nas.blocks.cascade import Cascade
+from nas.cascades import CASCADE
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.divergence import DivergenceEvaluator
 from nas.job import search
@@ -21,7 +22,6 @@ from nas.progress import Progress
 from nas.space import Candidate, Choice, SearchSpace
 from nas.spaces.network import NetworkSpace
 from nas.study import HELDOUT_TOLERANCE, Study
-from nas.summary import CASCADE
 from nas.trial import Measurement
 
 REACH = (1.25, 1.5, 1.75, 2.0, 2.5)

@@ -71,8 +71,8 @@ def _print(result: dict[str, Any], json: bool, quiet: bool) -> None:
 
 def _kept(folder: Path, trials: int) -> dict[str, Any] | None:
     """The result that stands there, if it was asked for with as many trials and its model is whole."""
+    from nas.cascades import read_cascade
     from nas.files import check_form, damage
-    from nas.summary import read_cascade
 
     number = int | float
     row = dict.fromkeys(("divergence_before", "divergence", "heldout_divergence"), number | None)
