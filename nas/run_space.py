@@ -19,7 +19,8 @@ def recorded_file(run: Path, name: str) -> dict[str, dict[str, str]]:
 def file_of_space(run: Path, config: Mapping[str, Mapping[str, Any]]) -> Path | None:
     """The full path of the Python file that a run names as its space; None for a space known by name.
 
-    It is looked for where the search took it from, then beside the folder that holds the run, then in the current folder.
+    It is looked for where the search took it from and beside the folder that holds the run; in the current folder only for runs that do not tell
+    where it lay.
 
     Raises:
         InputError: it is in none of these places.
@@ -28,7 +29,8 @@ def file_of_space(run: Path, config: Mapping[str, Mapping[str, Any]]) -> Path | 
     if not head.endswith(".py"):
         return None
     at, recorded = run.resolve(), config.get("source", {}).get("file")
-    wanted: list[Path] = [*([at / recorded] if recorded else []), at.parent.parent / head, Path(head)]
+    beside = at.parent.parent / head
+    wanted: list[Path] = [at / recorded, beside] if recorded else [beside, Path(head)]
     places = list(dict.fromkeys(place.resolve() for place in wanted))
     for place in places:
         if place.is_file():

@@ -89,10 +89,15 @@ def trial_row(trial: Trial, names: list[tuple[str, list[str]]]) -> dict[str, Any
 def winner_folder(directory: RunDirectory, eps: float | None) -> Path:
     """The folder of a run's saved winner; which one, when there are several."""
     with directory.record(read_only=True) as record:
-        winners = {winner["eps"]: winner["path"] for winner in _searched(directory, record)["winners"] if winner["path"]}
+        found = _searched(directory, record)
+        winners = {winner["eps"]: winner["path"] for winner in found["winners"] if winner["path"]}
         trials = record.fact("trials_asked")
-    if not winners:
+    if not winners and found["stopped"] == "interrupted":
         raise InputError(f"run '{directory.path}' has no saved winner; let its search finish, or name a --candidate")
+    if not winners and any(winner["feasible"] for winner in found["winners"]):
+        raise InputError(f"run '{directory.path}' saved no winner: its space has no models to export")
+    if not winners:
+        raise InputError(f"run '{directory.path}' has no winner: nothing it measured is feasible; name a --candidate to export one all the same")
     if eps is None and len(winners) > 1:
         raise InputError(f"run '{directory.path}' has several winners; choose one with --eps: {', '.join(map(exact, winners))}")
     if eps is not None and eps not in winners:

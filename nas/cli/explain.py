@@ -71,7 +71,7 @@ def _held_back(bound: "Bounded") -> str:
     share = f", {100 * bound.value / bound.limit:.0f} % of it" if bound.limit else ""
     stands = f"{bound.bound} (the winner has {amount(bound.value)}{share})"
     if not bound.binds:
-        return f"not held back by {stands}"
+        return f"no cheaper network one swap away breaks only {stands}"
     kept = "1 cheaper network one swap away breaks" if bound.keeps_out == 1 else f"{bound.keeps_out} cheaper networks one swap away break"
     return f"held back by {stands}: {kept} only this"
 
@@ -83,9 +83,9 @@ def _print_other_eps(e: "Explanation") -> None:
             if other.middle is None:
                 out.print(f"{other_eps}: no network is expected to be feasible")
                 continue
-            change = 100 * (other.middle / e.cost - 1) if e.cost else 0.0
+            change = f" ({100 * (other.middle / e.cost - 1):+.1f} %)" if e.cost and e.feasible else ""
             low, high = ("none" if value is None else amount(value) for value in (other.low, other.high))
-            out.print(f"{other_eps}: cheapest network about {amount(other.middle)} {e.objective} ({change:+.1f} %), 90 % interval {low} to {high}")
+            out.print(f"{other_eps}: cheapest network about {amount(other.middle)} {e.objective}{change}, 90 % interval {low} to {high}")
 
 
 def _print_new_block(e: "Explanation") -> None:

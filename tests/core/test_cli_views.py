@@ -280,7 +280,7 @@ def test_a_space_without_models_exports_none(searched: Path, tmp_path: Path) -> 
     done = nas("export", str(searched), "--candidate", "teacher", "--to", str(tmp_path / "x"))
     assert done.returncode == 2
     assert "has no models to export" in done.stderr
-    assert "has no saved winner" in nas("export", str(searched), "--to", str(tmp_path / "x")).stderr
+    assert "saved no winner: its space has no models to export" in nas("export", str(searched), "--to", str(tmp_path / "x")).stderr
 
 
 def test_cite_names_what_a_run_used(searched: Path) -> None:
