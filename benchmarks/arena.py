@@ -65,6 +65,7 @@ EPS = (0.002, 0.003, 0.005)
 
 SYNTHETIC: dict[str, Callable[[int], Space]] = {
     "informative": lambda seed: make_synthetic(seed, stages=10, choices=4),
+    "expanded": lambda seed: make_synthetic(seed, stages=10, choices=4, taylor=0.4),
     "many_choices": lambda seed: make_synthetic(seed, stages=8, choices=6),
     "uninformative": lambda seed: make_synthetic(seed, stages=8, choices=4, informativeness=0.0),
     "noisy": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.2),

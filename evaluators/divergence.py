@@ -16,6 +16,7 @@ from nas.data import Samples
 from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.divergence_call import Divergence as Divergence
 from nas.evaluators.divergence_call import divergence_arguments, per_sample
+from nas.evaluators.memory import is_out_of_memory
 from nas.evaluators.numerics import FP32, Numerics
 from nas.evaluators.resident import ResidentModules
 from nas.evaluators.trace import Trace, WholePass, trace
@@ -32,10 +33,6 @@ _RACING_Z = 3.0  # standard errors between the estimated mean and eps before a v
 def mean_squared_error(teacher: Tensor, candidate: Tensor) -> Tensor:
     """Mean over elements of the squared difference, `(B,)`: L_gen, Eq. (11) of [TOC-SR]."""
     return (teacher - candidate).square().flatten(1).mean(1)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("not enough memory", "_ALLOC_FAILED"))
 
 
 def _fetched(coming: Sequence[tuple[int, Tensor]]) -> list[tuple[int, Floats]]:
@@ -315,7 +312,7 @@ class DivergenceEvaluator:
         try:
             return self._passed(number, candidate)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         self._traces.clear()

@@ -16,14 +16,25 @@ def weight_mb(module: nn.Module) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
 
 
-def peak_activation_mb(call: Callable[[], Any]) -> float:
-    """Megabytes (1e6) of the tensors made during a call that are alive at once, at most; workspaces inside an operator do not show.
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """Bytes of the tensors made during a call that are alive at once, at most; workspaces inside an operator do not show.
 
     The call may run on the meta device.
     """
-    with torch.no_grad(), _Alive() as alive:
+    with _Alive() as alive:
         call()
-    return float(alive.peak) / 1e6
+    return int(alive.peak)
+
+
+def peak_activation_mb(call: Callable[[], Any]) -> float:
+    """`peak_bytes` in megabytes (1e6) without gradients."""
+    with torch.no_grad():
+        return peak_bytes(call) / 1e6
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no room for a tensor, on whichever device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("not enough memory", "_ALLOC_FAILED"))
 
 
 class _Alive(TorchDispatchMode):

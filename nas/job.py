@@ -36,6 +36,7 @@ from nas.run_directory import RunDirectory
 from nas.run_space import recorded_file
 from nas.space import SearchSpace
 from nas.study import Study, Winner
+from nas.taylor import Taylor
 from nas.trial import Trial
 from nas.versions import installed
 
@@ -139,11 +140,11 @@ def run_name(name: str, config: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def make_problem(space: SearchSpace, costs: CostTable, asked: SearchOptions, calibration_errors: Floats | None = None) -> Problem:
+def make_problem(space: SearchSpace, costs: CostTable, asked: SearchOptions, calibration_errors: Floats | None = None, taylor: Taylor | None = None) -> Problem:
     """The problem that a space and the options state; an unknown metric or a bound that nothing satisfies is an error."""
     bounds = tuple(Bound.parse(text, costs) for text in asked.where)
     check_together(bounds, costs)
-    return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors)
+    return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors, taylor)
 
 
 def asked_metrics(asked: SearchOptions) -> set[str]:
@@ -192,7 +193,7 @@ def _search(
     calibrated = time.monotonic()
     for note in task.notes:
         report.note(note)
-    problem = make_problem(task.space, asked_costs(source, task.costs, asked, task.space), asked, task.calibration_errors)
+    problem = make_problem(task.space, asked_costs(source, task.costs, asked, task.space), asked, task.calibration_errors, task.taylor)
     record = run.record() if run else Record()
     _write_facts(record, task, problem, asked)
     record.set_fact("blocks", dict(task.blocks))

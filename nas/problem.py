@@ -15,6 +15,7 @@ from nas.arguments import instance, number, several, shown
 from nas.arguments import text as a_text
 from nas.errors import InputError, did_you_mean
 from nas.space import SearchSpace
+from nas.taylor import Taylor
 
 Floats = NDArray[np.float64]
 
@@ -112,6 +113,7 @@ class Problem:
     """Minimise `objective` subject to divergence <= eps (each eps its own winner) and to bounds on known metrics.
 
     `calibration_errors` `(S, K)`: the error of each calibrated block, 0 for the teacher, NaN where unknown; None when nothing is known.
+    `taylor`: what is expected of the divergence before any trial, if that is known.
     """
 
     space: SearchSpace
@@ -120,6 +122,7 @@ class Problem:
     objective: str = "params"
     bounds: tuple[Bound, ...] = ()
     calibration_errors: Floats | None = None
+    taylor: Taylor | None = None
 
     def __post_init__(self) -> None:
         instance("costs", self.costs, CostTable, "a space's costs() are one")
@@ -129,6 +132,11 @@ class Problem:
             raise InputError("a problem needs at least one eps")
         for eps in several("eps", self.eps, "(0.005,)"):
             number("eps", eps, 0)
+
+    @property
+    def known_errors(self) -> Floats | None:
+        """What orders the choices of a stage by their losses, `(S, K)`: the Taylor expansion, else calibration errors; None without either."""
+        return self.calibration_errors if self.taylor is None else self.taylor.losses
 
     def cost(self, candidates: ArrayLike) -> Floats:
         """The objective of each candidate, `(n, S) -> (n,)`."""

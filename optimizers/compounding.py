@@ -3,11 +3,12 @@
     log L(a) = b + v(a) + beta (v(a) - log typical eps) + xi(a),   v(a) = log M(a) + h(Q(a)),   h(Q) = log(1 + Q)
     M(a) = sum_s l_s[a_s],  l_s[k] = exp(u_s[k]),  l_s[0] = 0,  w_s = l_s[a_s] / M
     Q(a) = sum_{s<t} c_st[a_s, a_t] sqrt(w_s w_t)
-    u_s[k] = u0_s[k] + gamma d_sk + g_s + r_sk,  d = centred log calibration error,  u0 = d + log(typical eps)
+    u_s[k] = u0_s[k] + gamma d_sk + g_s + r_sk
 
-so that L is a sum over stages plus pairs, raised to 1 + beta. b, beta, gamma, g, r, c are normal with the scales of `CompoundingKernel`, around 0, c around its
-`interaction`; xi is what is left in each candidate. Gauss-Newton: log L is linearised at the expected coefficients of the sweep before, and an exact GP is
-fitted to what the linear part must explain.
+so that L is a sum over stages plus pairs, raised to 1 + beta. u0, the c expected and d, centred logs that losses follow a power of, come from what is known of
+the blocks (`nas.optimizers.expected`). b, beta, gamma, g, r are normal around 0, c around what is expected, with the scales of `CompoundingKernel`; xi is what
+is left in each candidate. Gauss-Newton: log L is linearised at the expected coefficients of the sweep before, and an exact GP is fitted to what the linear
+part must explain.
 
 Symbols: `n` trials, `S` stages, `K` choices.
 """
@@ -24,10 +25,11 @@ from torch import Tensor
 from nas.optimizers.beliefs import Record, log_normal_density
 from nas.optimizers.doubts import posterior_doubts, weighted_doubts
 from nas.optimizers.enumeration import Form, Ints, PairTable
+from nas.optimizers.expected import Expected
 from nas.optimizers.hints import Hints
-from nas.optimizers.kernels import LEAST, CompoundingKernel, Part, Shares, all_pairs, one_hot
+from nas.optimizers.kernels import LEAST, CompoundingKernel, Part, Shares, all_pairs, interactions, one_hot
 from nas.optimizers.scales import JITTER, FittedGP, fit
-from nas.problem import Floats, Problem
+from nas.problem import Floats
 
 SWEEPS = 8
 TOLERANCE = 0.02
@@ -155,7 +157,8 @@ class Compounding:
 def linear_start(kernel: CompoundingKernel, step: Floats, x: Tensor) -> Tensor:
     """The linearised log L where all coefficients are as expected before any trial, `(n, S) -> (n,)`."""
     f = kernel.shares(x)
-    return f.value - (f.share * torch.from_numpy(step)[torch.arange(x.shape[1]), x]).sum(1) - f.gain * (f.interaction - kernel.interaction * all_pairs(f.root))
+    expected = interactions(kernel.expected_pairs, x, f.root).sum(1) / 2
+    return f.value - (f.share * torch.from_numpy(step)[torch.arange(x.shape[1]), x]).sum(1) - f.gain * (f.interaction - expected)
 
 
 def expected_coefficients(gp: FittedGP, kernel: CompoundingKernel) -> Coefficients:
@@ -187,32 +190,27 @@ def _expected_pairs(kernel: CompoundingKernel, x: Tensor, alpha: Tensor, f: Shar
     root = one_hot(x, f.root, k)
     by_choice = (root.T @ (root * alpha[:, None])).reshape(n_stages, k, n_stages, k).permute(0, 2, 1, 3)
     by_pair = (f.root.T @ (f.root * alpha[:, None]))[:, :, None, None]
-    pairs = kernel.interaction + v["interaction"] * (all_pairs(f.root) @ alpha) + v["pair"] * by_pair + v["pair_choice"] * by_choice
+    pairs = kernel.expected_pairs + v["interaction"] * (all_pairs(f.root) @ alpha) + v["pair"] * by_pair + v["pair_choice"] * by_choice
     pairs[torch.arange(n_stages), torch.arange(n_stages)] = 0.0
     return np.asarray(pairs)
 
 
-def fit_compounding(log_errors: Floats, present: Floats, record: Record, hints: Hints | None = None) -> Compounding:
+def fit_compounding(prior: Expected, record: Record, hints: Hints | None = None) -> Compounding:
     """The model at its MAP scales.
 
     Args:
-        log_errors: centred log calibration errors `(S, K)`, 0 where nothing is known; where nothing is at all, less is expected of interactions.
-        present: 1 for surrogate choices that exist, 0 for the teacher and padding, `(S, K)`.
+        prior: what is expected before any trial.
         record: the trials.
         hints: what else losses may follow.
     """
-    base = present * np.exp(log_errors + math.log(record.scale) + (0.0 if hints is None else hints.expected))
-    n_stages, k = base.shape
-    pairs = np.full((n_stages, n_stages, k, k), CompoundingKernel.INTERACTION if log_errors.any() else 0.0)
-    pairs[np.arange(n_stages), np.arange(n_stages)] = 0.0
-    at = Coefficients(0.0, 0.0, 0.0, np.zeros_like(base), pairs)
-    best, theta = _linearised(at, base, log_errors * present, hints, record, np.full(len(record.y), math.log(record.scale)), None)
+    at = Coefficients(0.0, 0.0, 0.0, np.zeros_like(prior.losses), prior.pairs)
+    best, theta = _linearised(at, prior, hints, record, np.full(len(record.y), math.log(record.scale)), None)
     pace = 1.0
     for _ in range(SWEEPS - 1):
-        if not len(record.y) or np.abs((best.expected.step - best.at.step) * present).max() < TOLERANCE:
+        if not len(record.y) or np.abs((best.expected.step - best.at.step) * (prior.losses > 0)).max() < TOLERANCE:
             break
         at = best.at.towards(best.expected, pace)
-        model, theta = _linearised(at, base, log_errors * present, hints, record, best.mean(record.x), theta)
+        model, theta = _linearised(at, prior, hints, record, best.mean(record.x), theta)
         if model.bend < max(best.bend, TOLERABLE_BEND):
             best = model
         else:
@@ -220,17 +218,16 @@ def fit_compounding(log_errors: Floats, present: Floats, record: Record, hints: 
     return best
 
 
-def _linearised(
-    at: Coefficients, base: Floats, log_errors: Floats, hints: Hints | None, record: Record, predicted: Floats, theta: Floats | None
-) -> tuple[Compounding, Floats]:
+def _linearised(at: Coefficients, prior: Expected, hints: Hints | None, record: Record, predicted: Floats, theta: Floats | None) -> tuple[Compounding, Floats]:
     """The model linearised at given coefficients, and its log scales, found from `theta` on; `predicted` log L of the trials."""
-    told = () if hints is None else (torch.from_numpy(hints.traits), torch.from_numpy(hints.kinds))
-    kernel = CompoundingKernel(torch.from_numpy(base), torch.from_numpy(log_errors), math.log(record.scale), *told, blind=not log_errors.any())
-    kernel.linearise(torch.from_numpy(base * np.exp(at.step)), torch.from_numpy(at.pairs), at.exponent)
+    losses, log_errors, pairs = (torch.from_numpy(value) for value in (prior.losses, prior.log_errors, prior.pairs))
+    traits, kinds = (None, None) if hints is None else (torch.from_numpy(hints.traits), torch.from_numpy(hints.kinds))
+    kernel = CompoundingKernel(losses, log_errors, pairs, math.log(record.scale), traits, kinds, prior.scales)
+    kernel.linearise(torch.from_numpy(prior.losses * np.exp(at.step)), torch.from_numpy(at.pairs), at.exponent)
     observed, x = observe(record, predicted), torch.from_numpy(record.x)
     z = observed.target - linear_start(kernel, at.step, x).numpy()
     gp, theta = fit(kernel, NOISE, x, z, observed.variance, theta)
-    return Compounding("compounding", gp, at, expected_coefficients(gp, kernel), base, observed, record.scale), theta
+    return Compounding("compounding", gp, at, expected_coefficients(gp, kernel), prior.losses, observed, record.scale), theta
 
 
 def observe(record: Record, predicted: Floats) -> Observed:
@@ -249,25 +246,3 @@ def observe(record: Record, predicted: Floats) -> Observed:
         variance=np.square(np.where(clear, record.stderr / y, tau / expected)),
         log_slope=np.where(clear, np.log(y), predicted),
     )
-
-
-def centred_log_errors(problem: Problem) -> Floats | None:
-    """Log calibration error minus the median, `(S, K)`, 0 where unknown or absent; None when no error is known.
-
-    Errors of 0 of a surrogate block count as a thousandth of the least positive one.
-    """
-    errors = problem.calibration_errors
-    if errors is None:
-        return None
-    known = np.isfinite(errors) & (surrogates(problem) > 0) & (errors >= 0)
-    positive = errors[known & (errors > 0)] if known.any() else np.zeros(0)
-    if not len(positive):
-        return None
-    logs = np.log(np.where(known, np.maximum(errors, 1e-3 * positive.min()), 1.0))
-    return np.where(known, logs - np.median(logs[known]), 0.0)
-
-
-def surrogates(problem: Problem) -> Floats:
-    """1 for surrogate choices that exist, 0 for the teacher and padding, `(S, K)`."""
-    k = np.arange(max(problem.space.sizes))
-    return ((k[None] > 0) & (k[None] < np.array(problem.space.sizes)[:, None])).astype(np.float64)

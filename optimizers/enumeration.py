@@ -199,11 +199,11 @@ def kept_choices(problem: Problem, keep_dominated: bool, trust_errors: bool) -> 
     calibration error (the teacher's is 0). Unknown errors dominate nothing and are dominated by the teacher alone; without `trust_errors` so are all.
     """
     metrics = sorted({problem.objective, *(bound.metric for bound in problem.bounds)})
-    kept = []
+    known, kept = problem.known_errors, []
     for s, size in enumerate(problem.space.sizes):
         errors = np.full(size, np.nan)
-        if trust_errors and problem.calibration_errors is not None:
-            errors = problem.calibration_errors[s, :size].astype(np.float64)
+        if trust_errors and known is not None:
+            errors = known[s, :size].astype(np.float64)
         costs = np.stack([problem.costs.by_choice[metric][s, :size] for metric in metrics])
         dearer = (costs[:, :, None] >= costs[:, None, :]).all(axis=0)  # (k, j): k is no cheaper than j
         worse = errors[:, None] >= CLEARLY * errors[None, :]

@@ -107,13 +107,11 @@ class CompoundingKernel(SumOfParts):
     Args:
         losses: losses of single blocks `(S, K)`, 0 for the teacher's.
         log_errors: centred log calibration errors `(S, K)`, 0 where unknown.
+        expected_pairs: pair coefficients expected before any trial, `(S, S, K, K)`, symmetric, without its diagonal.
         centre: the log divergence around which the exponent turns.
         traits: what log losses may follow besides, weights of one sd in common, `(T, S, K)`.
         kinds: number of each block's kind `(S, K)`; blocks of a kind have an effect in common.
-        blind: nothing is known of the blocks, so that less is expected of how they interact.
-
-    Attributes:
-        interaction: what the pair coefficients are expected to be before any trial: replaced blocks mostly add to each other's losses.
+        scales: parts in place of those of the same name.
     """
 
     LAYOUT = (
@@ -128,21 +126,26 @@ class CompoundingKernel(SumOfParts):
         Part("pair", 0.2, 0.6),
         Part("pair_choice", 0.1, 0.6),
     )
-    BLIND = (Part("exponent", 0.15), Part("interaction", 0.3))
-    INTERACTION = 0.1
 
     def __init__(
-        self, losses: Tensor, log_errors: Tensor, centre: float, traits: Tensor | None = None, kinds: Tensor | None = None, *, blind: bool = False
+        self,
+        losses: Tensor,
+        log_errors: Tensor,
+        expected_pairs: Tensor,
+        centre: float,
+        traits: Tensor | None = None,
+        kinds: Tensor | None = None,
+        scales: Sequence[Part] = (),
     ) -> None:
-        wider = {part.name: part for part in self.BLIND if blind}
-        super().__init__([wider.get(part.name, part) for part in self.LAYOUT])
-        self.interaction = 0.0 if blind else self.INTERACTION
+        others = {part.name: part for part in scales}
+        super().__init__([others.get(part.name, part) for part in self.LAYOUT])
         n_stages, k = losses.shape
         self.log_errors = log_errors
+        self.expected_pairs = expected_pairs
         self.centre = centre
         self.traits = losses.new_zeros(0, n_stages, k) if traits is None else traits
         self.kinds = torch.arange(n_stages * k).reshape(n_stages, k) if kinds is None else kinds
-        self.linearise(losses, torch.zeros(n_stages, n_stages, k, k, dtype=torch.float64), 0.0)
+        self.linearise(losses, expected_pairs, 0.0)
 
     def linearise(self, losses: Tensor, pairs: Tensor, exponent: float) -> None:
         """Moves the linearisation point: losses `(S, K)`, pair coefficients `(S, S, K, K)` (symmetric, no diagonal), exponent beyond 1."""
@@ -157,8 +160,7 @@ class CompoundingKernel(SumOfParts):
         total = loss.sum(1)
         w = loss / total[:, None]
         root = w.sqrt()
-        coefficient = self.pairs[stages[:, None], stages[None, :], x[:, :, None], x[:, None, :]]
-        by_stage = torch.einsum("nst,nt->ns", coefficient, root) * root
+        by_stage = interactions(self.pairs, x, root)
         q = by_stage.sum(1) / 2
         slope = compounding_slope(q)
         n_kinds = int(self.kinds.max()) + 1
@@ -206,6 +208,13 @@ class CompoundingKernel(SumOfParts):
         traits, kinds = f.traits.square().sum(1), f.kinds.square().sum(1)
         value = (f.value - self.centre).square()
         return torch.stack([torch.ones_like(pair), value, crossing, f.slope.square(), traits, kinds, stage, stage, pair, pair])
+
+
+def interactions(pairs: Tensor, x: Tensor, root: Tensor) -> Tensor:
+    """Every stage's part sqrt(w_s) sum_t c_st sqrt(w_t) in Q, which counts each pair twice, `(S, S, K, K), (n, S), (n, S) -> (n, S)`."""
+    stages = torch.arange(x.shape[1])
+    coefficient = pairs[stages[:, None], stages[None, :], x[:, :, None], x[:, None, :]]
+    return torch.einsum("nst,nt->ns", coefficient, root) * root
 
 
 def all_pairs(root: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ import numpy as np
 
 from nas.optimizers.alternatives import fit_additive, fit_categorical
 from nas.optimizers.beliefs import Belief, Record
-from nas.optimizers.compounding import Compounding, centred_log_errors, fit_compounding, surrogates
+from nas.optimizers.compounding import Compounding, fit_compounding
+from nas.optimizers.expected import Expected
 from nas.optimizers.hints import Hints
 from nas.problem import Floats, Problem
 
 PRIOR = {"compounding": 0.8, "additive": 0.05, "categorical": 0.15}
-"""Weights before any trial where calibration errors are known."""
+"""Weights before any trial where something is known of the blocks."""
 BLIND_PRIOR = {"compounding": 0.35, "additive": 0.2, "categorical": 0.45}
-"""The same where they are not: nothing says that the landscape is one of replaced blocks."""
+"""The same where nothing is: nothing says that the landscape is one of replaced blocks."""
 FIRST_COMPARISON = 5
 """Trials from which models are compared; before, the first one is believed."""
 LEAST_WEIGHT = 0.05
@@ -37,13 +38,14 @@ class Weighted:
 
 def believe(problem: Problem, record: Record) -> Weighted:
     """All models that have weight after the trials of the record."""
-    errors, present = centred_log_errors(problem), surrogates(problem)
     hints = Hints.of(problem)
-    compounding = fit_compounding(np.zeros_like(present) if errors is None else errors, present, record, hints)
+    expected = Expected.of(problem, hints, record.scale)
+    compounding = fit_compounding(expected, record, hints)
     if len(record.y) < FIRST_COMPARISON:
         return Weighted((compounding,), (1.0,))
-    beliefs: list[Belief] = [compounding, fit_additive(record, present.shape[1]), fit_categorical(record, present.shape[1], hints.kinds)]
-    prior = np.array([(BLIND_PRIOR if errors is None else PRIOR)[belief.name] for belief in beliefs])
+    k = max(problem.space.sizes)
+    beliefs: list[Belief] = [compounding, fit_additive(record, k), fit_categorical(record, k, hints.kinds)]
+    prior = np.array([(PRIOR if expected.log_errors.any() else BLIND_PRIOR)[belief.name] for belief in beliefs])
     weights = pooled_weights([belief.log_scores() for belief in beliefs], prior)
     order = [int(m) for m in np.argsort(-weights, kind="stable") if weights[m] >= LEAST_WEIGHT]
     kept = weights[order] / weights[order].sum()

@@ -20,6 +20,7 @@ from nas.protocols import Task
 from nas.space import Candidate, SearchSpace
 from nas.spaces.landscape import ONE_GROUP, Landscape, grouped, make_terms, merged_front, middle_of
 from nas.spaces.table import enumerated_optimum
+from nas.taylor import Taylor
 from nas.trial import Measurement
 
 
@@ -27,12 +28,15 @@ from nas.trial import Measurement
 class SyntheticSpace:
     """A synthetic landscape to search; `settings` are all that decides it."""
 
-    def __init__(self, name: str, landscape: Landscape, costs: CostTable, calibration_errors: Floats | None, settings: dict[str, object]) -> None:
+    def __init__(
+        self, name: str, landscape: Landscape, costs: CostTable, calibration_errors: Floats | None, settings: dict[str, object], taylor: Taylor | None = None
+    ) -> None:
         self._name = name
         self.landscape = landscape
         self._costs = costs
         self._calibration_errors = calibration_errors
         self._settings = settings
+        self._taylor = taylor
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -50,7 +54,7 @@ class SyntheticSpace:
     def prepare(self, progress: Progress) -> Task:
         """The landscape as a task; there is nothing to wait for."""
         del progress
-        return Task(self.space, self._costs, SyntheticEvaluator(self.landscape), self._calibration_errors)
+        return Task(self.space, self._costs, SyntheticEvaluator(self.landscape), self._calibration_errors, self._taylor)
 
 
 @final
@@ -92,6 +96,7 @@ def make_synthetic(
     tails: float = math.inf,
     informativeness: float | None = 1.0,
     offset: float = 0.0,
+    taylor: float | None = None,
 ) -> SyntheticSpace:
     """A random landscape, the same for the same arguments.
 
@@ -106,6 +111,8 @@ def make_synthetic(
         tails: degrees of freedom of a Student t distribution for `xi` (above 2); infinite for a normal one.
         informativeness: correlation of log calibration errors with the log errors that losses follow from; None gives no calibration errors.
         offset: taken off every divergence but the teacher's, so that some become negative.
+        taylor: standard deviation of the errors of a Taylor expansion, in log losses of blocks alone, of all blocks in common, and in pair coefficients; None
+            gives no expansion.
     """
     number = _seed(seed)
     stages, choices = arguments.whole("stages", stages), arguments.whole("choices", choices)
@@ -116,6 +123,8 @@ def make_synthetic(
         arguments.number("tails", tails)
     if informativeness is not None:
         arguments.number("informativeness", informativeness)
+    if taylor is not None:
+        arguments.number("taylor", taylor, 0)
     if stages < 1 or choices < 1:
         raise InputError(f"a synthetic space needs at least 1 stage and 1 choice, got {stages} and {choices}")
     if informativeness is not None and not 0 <= informativeness <= 1:
@@ -135,7 +144,11 @@ def make_synthetic(
     groups = grouped(stages, choices)
     terms = make_terms(groups, loss, coefficients, (noise, tails), rng)
     middle = middle_of(merged_front(groups, terms, costs.by_choice["params"]))
-    return SyntheticSpace(f"synthetic-{number}", Landscape(groups, terms, middle, compounding, offset), costs, reported, settings)
+    landscape = Landscape(groups, terms, middle, compounding, offset)
+    if taylor is None:
+        return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, settings)
+    expansion = _expansion(landscape.of_x(loss), coefficients, taylor, rng)
+    return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, {**settings, "taylor": taylor}, expansion)
 
 
 def _seed(seed: int | str) -> int:
@@ -163,6 +176,18 @@ def _stages(stages: int, choices: int, rng: np.random.Generator) -> tuple[CostTa
     loss = error * sensitivity * np.exp(rng.normal(0, 0.3, (stages, choices)))
     fixed = {"params": round(0.1 * float(params[:, 0].sum())), "macs": round(0.1 * float(macs[:, 0].sum()))}
     return CostTable({"params": params, "macs": macs}, fixed), error, loss
+
+
+def _expansion(alone: Floats, coefficients: Floats, spread: float, rng: np.random.Generator) -> Taylor:
+    """An expansion that errs by `spread` in log losses of blocks alone `(S, K)`, of all in common, and in pair coefficients `(S, S)`."""
+    erring = rng.normal(0, spread, alone.shape) + rng.normal(0, spread)
+    loss = np.where(np.arange(alone.shape[1]) > 0, np.maximum(alone, 0.0) * np.exp(erring), 0.0)
+    upper = np.triu(coefficients + rng.normal(0, spread, coefficients.shape), 1) / 2
+    root = np.sqrt(loss)
+    gram: Floats = (upper + upper.T)[:, None, :, None] * root[:, :, None, None] * root
+    stages, choices = np.indices(alone.shape)
+    gram[stages, choices, stages, choices] = loss
+    return Taylor(gram)
 
 
 def _reported(error: Floats, informativeness: float | None, rng: np.random.Generator) -> Floats | None:

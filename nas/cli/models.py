@@ -149,7 +149,7 @@ def calibrate(
     with crew.open(space, chosen, source.fingerprint()) as workplaces:
         left_out = calibrate_apart(source, workplaces, terminal) if workplaces else {}
     task = prepare(source, terminal, left_out)
-    problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors)
+    problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors, task.taylor)
     table = {**stage_table(problem), "teacher": task.costs.of(task.space.teacher)}
     if json:
         print_json(table)

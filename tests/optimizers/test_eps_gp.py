@@ -12,10 +12,10 @@ from scipy.special import ndtr
 from nas.errors import InputError
 from nas.optimizers.acquisition import POWER, Goal, Limit, Pass, score
 from nas.optimizers.beliefs import Record, standard_deviation
-from nas.optimizers.compounding import centred_log_errors, surrogates
 from nas.optimizers.domain import Domain
 from nas.optimizers.enumeration import PairTable, Region, kept_choices
 from nas.optimizers.eps_gp import STALL, EpsGP
+from nas.optimizers.expected import centred_log_errors, surrogates
 from nas.optimizers.selection import believe
 from nas.optimizers.stopping import count_cheaper, for_one_eps, probability_of_any
 from nas.problem import Bound, CostTable, Problem

@@ -12,6 +12,7 @@ from nas.optimizers.beliefs import Belief, Record, standard_deviation
 from nas.optimizers.botorch_model import as_botorch
 from nas.optimizers.compounding import Compounding, fit_compounding
 from nas.optimizers.enumeration import PairTable, Region
+from nas.optimizers.expected import Expected
 from nas.optimizers.hints import Hints
 from nas.optimizers.kernels import AdditiveKernel, CompoundingKernel, HammingKernel, SumOfParts
 from nas.optimizers.selection import pooled_weights
@@ -44,17 +45,23 @@ def record(n: int = 14, seed: int = 0) -> Record:
     return Record(x[rows], y[rows], np.zeros(n), 0.003)
 
 
+def compounded(log_errors: Floats, record: Record, hints: Hints | None = None) -> Compounding:
+    return fit_compounding(Expected.from_errors(log_errors, present(), record.scale, hints.expected if hints else 0.0), record, hints)
+
+
 def fitted(n: int = 14, seed: int = 0) -> list[Belief]:
     log_errors = np.random.default_rng(seed + 1).normal(size=(len(SIZES), K)) * present()
     hints = Hints(log_errors[None] ** 2, np.tile(np.arange(K), (len(SIZES), 1)), np.zeros_like(log_errors))
-    return [fit_compounding(log_errors, present(), record(n, seed), hints), fit_additive(record(n, seed), K), fit_categorical(record(n, seed), K, hints.kinds)]
+    return [compounded(log_errors, record(n, seed), hints), fit_additive(record(n, seed), K), fit_categorical(record(n, seed), K, hints.kinds)]
 
 
 def kernels() -> list[SumOfParts]:
     rng = np.random.default_rng(3)
     losses = torch.from_numpy(present() * np.exp(rng.normal(size=(len(SIZES), K))))
     traits, kinds = torch.from_numpy(rng.normal(size=(2, *losses.shape)) * present()), torch.arange(K).expand(losses.shape)
-    compounding = CompoundingKernel(losses, torch.from_numpy(rng.normal(size=losses.shape) * present()), -5.0, traits, kinds)
+    compounding = CompoundingKernel(
+        losses, torch.from_numpy(rng.normal(size=losses.shape) * present()), torch.zeros(len(SIZES), len(SIZES), K, K).double(), -5.0, traits, kinds
+    )
     pairs = rng.normal(0, 0.2, (len(SIZES), len(SIZES), K, K))
     pairs = pairs + pairs.transpose(1, 0, 3, 2)
     pairs[np.arange(len(SIZES)), np.arange(len(SIZES))] = 0
@@ -105,7 +112,7 @@ def test_a_fitted_model_agrees_with_botorch(belief: Belief) -> None:
 
 @pytest.mark.parametrize("n", [0, 14])
 def test_the_variance_that_the_compounding_model_tells_is_that_of_its_single_blocks(n: int) -> None:
-    belief = fitted(n)[0] if n else fit_compounding(np.zeros((len(SIZES), K)), present(), record(0))
+    belief = fitted(n)[0] if n else compounded(np.zeros((len(SIZES), K)), record(0))
     assert isinstance(belief, Compounding)
     x = whole_space()
     told_sd = np.sqrt(belief.told_variance([form.at(x) for form in belief.forms if isinstance(form, PairTable)]))
@@ -150,7 +157,7 @@ def test_the_compounding_model_learns_a_compounding_landscape() -> None:
     x = whole_space()
     y = landscape(rng, x)
     rows = np.random.default_rng(1).choice(len(x), 40, replace=False)
-    belief = fit_compounding(np.zeros((len(SIZES), K)), present(), Record(x[rows], y[rows], np.zeros(40), 0.003))
+    belief = compounded(np.zeros((len(SIZES), K)), Record(x[rows], y[rows], np.zeros(40), 0.003))
     others = np.setdiff1d(np.arange(len(x)), rows)
     assert np.sqrt(np.mean((belief.mean(x[others]) - np.log(y[others])) ** 2)) < 0.15
 
@@ -159,8 +166,8 @@ def test_calibration_errors_that_say_nothing_lose_their_exponent() -> None:
     told = record(40)
     rng = np.random.default_rng(0)
     truth = np.log(present() * np.exp(rng.normal(-6, 1, (len(SIZES), K))) + 1e-300) * present()
-    informed = fit_compounding((truth + 6) * present(), present(), told)
-    misled = fit_compounding(-(truth + 6) * present(), present(), told)
+    informed = compounded((truth + 6) * present(), told)
+    misled = compounded(-(truth + 6) * present(), told)
     assert informed.error_exponent > 0.8
     assert misled.error_exponent < 0.3
 
@@ -170,9 +177,9 @@ def test_losses_that_follow_a_trait_are_expected_of_untried_blocks() -> None:
     x = np.eye(len(SIZES), dtype=np.int64)[:3]
     told = Record(x, 0.003 * np.exp(2 * trait[np.arange(3), 1]), np.zeros(3), 0.003)
     untried = np.array([[0, 0, 0, 1]])
-    plain = fit_compounding(np.zeros_like(trait), present(), told).mean(untried)
+    plain = compounded(np.zeros_like(trait), told).mean(untried)
     hints = Hints(trait[None], np.arange(trait.size).reshape(trait.shape), np.zeros_like(trait))
-    hinted = fit_compounding(np.zeros_like(trait), present(), told, hints).mean(untried)
+    hinted = compounded(np.zeros_like(trait), told, hints).mean(untried)
     assert hinted[0] > plain[0] + 1
 
 
@@ -180,7 +187,7 @@ def test_losses_that_follow_a_trait_are_expected_of_untried_blocks() -> None:
 def test_zero_negative_and_constant_divergences_give_finite_models(values: list[float]) -> None:
     x = whole_space()[::8][:8]
     told = Record(x, np.array(values), np.full(8, 1e-4), 0.003)
-    for belief in [fit_compounding(np.zeros((len(SIZES), K)), present(), told), fit_additive(told, K), fit_categorical(told, K)]:
+    for belief in [compounded(np.zeros((len(SIZES), K)), told), fit_additive(told, K), fit_categorical(told, K)]:
         assert np.isfinite(belief.mean(whole_space())).all()
         assert np.isfinite(standard_deviation(belief, whole_space())).all()
         assert np.isfinite(belief.log_scores()).all()
@@ -192,7 +199,7 @@ def test_a_noisy_trial_pulls_the_model_less() -> None:
         told = record(12)
         y, noise = told.y.copy(), told.stderr.copy()
         y[0], noise[0] = 0.05, stderr
-        belief = fit_compounding(np.zeros((len(SIZES), K)), present(), Record(told.x, y, noise, told.scale))
+        belief = compounded(np.zeros((len(SIZES), K)), Record(told.x, y, noise, told.scale))
         surprise[stderr] = belief.mean(told.x[:1])[0]
     assert surprise[0.02] < surprise[0.0]
 
@@ -213,7 +220,7 @@ def test_weights_go_to_the_model_that_foresees_and_stay_with_the_prior_before() 
 def test_a_prior_model_without_trials_predicts_from_calibration_errors() -> None:
     log_errors = np.random.default_rng(2).normal(size=(len(SIZES), K)) * present()
     empty = Record(np.zeros((0, len(SIZES)), dtype=np.int64), np.zeros(0), np.zeros(0), 0.003)
-    belief = fit_compounding(log_errors, present(), empty)
+    belief = compounded(log_errors, empty)
     assert isinstance(belief, Compounding)
     single = np.array([[2, 0, 0, 0]])
     assert belief.mean(single)[0] == pytest.approx(math.log(0.003) + log_errors[0, 2])
