@@ -63,9 +63,14 @@ DETERMINISTIC = ("eps_gp",)
 EPS = (0.002, 0.003, 0.005)
 """Synthetic instances take these in turn."""
 
+MEASURED: dict[str, Any] = {"sensitivity": 2.0, "deviation": 0.7, "interaction": 0.0, "interaction_spread": 0.4, "taylor": 0.4}
+"""What `tocsr_table` shows, of its losses and of its Taylor expansion."""
+
 SYNTHETIC: dict[str, Callable[[int], Space]] = {
     "informative": lambda seed: make_synthetic(seed, stages=10, choices=4),
     "expanded": lambda seed: make_synthetic(seed, stages=10, choices=4, taylor=0.4),
+    "as_measured": lambda seed: make_synthetic(seed, stages=10, choices=4, **MEASURED),
+    "measured_errors": lambda seed: make_synthetic(seed, stages=10, choices=4, **{**MEASURED, "taylor": None}),
     "many_choices": lambda seed: make_synthetic(seed, stages=8, choices=6),
     "uninformative": lambda seed: make_synthetic(seed, stages=8, choices=4, informativeness=0.0),
     "noisy": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.2),

@@ -97,6 +97,8 @@ def make_synthetic(
     informativeness: float | None = 1.0,
     offset: float = 0.0,
     taylor: float | None = None,
+    sensitivity: float = 0.8,
+    deviation: float = 0.3,
 ) -> SyntheticSpace:
     """A random landscape, the same for the same arguments.
 
@@ -111,12 +113,17 @@ def make_synthetic(
         tails: degrees of freedom of a Student t distribution for `xi` (above 2); infinite for a normal one.
         informativeness: correlation of log calibration errors with the log errors that losses follow from; None gives no calibration errors.
         offset: taken off every divergence but the teacher's, so that some become negative.
-        taylor: standard deviation of the errors of a Taylor expansion, in log losses of blocks alone, of all blocks in common, and in pair coefficients; None
-            gives no expansion.
+        taylor: how far a Taylor expansion errs: standard deviation of its errors in the log losses of a stage's blocks in common; half of it of all blocks in
+            common, and of each block; twice of pair coefficients. 0.4 is that of the embedded teacher's. None gives no expansion.
+        sensitivity: standard deviation of what a stage adds to the log losses of its blocks.
+        deviation: standard deviation of what each block adds.
     """
     number = _seed(seed)
     stages, choices = arguments.whole("stages", stages), arguments.whole("choices", choices)
-    for name, value in (("compounding", compounding), ("interaction", interaction), ("interaction_spread", interaction_spread), ("offset", offset)):
+    for name, value in {
+        "compounding": compounding, "interaction": interaction, "interaction_spread": interaction_spread, "offset": offset,
+        "sensitivity": sensitivity, "deviation": deviation,
+    }.items():  # fmt: skip
         arguments.number(name, value)
     arguments.number("noise", noise)
     if tails != math.inf:
@@ -133,12 +140,14 @@ def make_synthetic(
         raise InputError(f"tails must be above 2 (the variance must exist), got {tails}")
     if noise < 0 or interaction_spread < 0:
         raise InputError(f"noise and interaction_spread must not be negative, got {noise} and {interaction_spread}")
+    if sensitivity < 0 or deviation < 0:
+        raise InputError(f"sensitivity and deviation must not be negative, got {sensitivity} and {deviation}")
     settings: dict[str, object] = {
         "seed": number, "stages": stages, "choices": choices, "compounding": compounding, "interaction": interaction,
         "interaction_spread": interaction_spread, "noise": noise, "tails": tails, "informativeness": informativeness, "offset": offset,
     }  # fmt: skip
     rng = np.random.default_rng(number)
-    costs, error, loss = _stages(stages, choices, rng)
+    costs, error, loss = _stages(stages, choices, sensitivity, deviation, rng)
     coefficients = rng.normal(interaction, interaction_spread, (stages, stages))
     reported = _reported(error, informativeness, rng)
     groups = grouped(stages, choices)
@@ -161,10 +170,10 @@ def _seed(seed: int | str) -> int:
     return number
 
 
-def _stages(stages: int, choices: int, rng: np.random.Generator) -> tuple[CostTable, Floats, Floats]:
+def _stages(stages: int, choices: int, sensitivity: float, deviation: float, rng: np.random.Generator) -> tuple[CostTable, Floats, Floats]:
     """Costs, true calibration errors `(S, K)` and losses `(S, K)`.
 
-    Loss = error x sensitivity of the stage x a deviation of each choice; log-sd about 0.8 and 0.3. Cheap stages are sensitive.
+    Loss = error x sensitivity of the stage x a deviation of each choice. Cheap stages are sensitive.
     """
     log_size = rng.normal(0, 0.6, (stages, 1))
     kept = np.sort(rng.uniform(0.05, 0.9, (stages, choices)), axis=1)[:, ::-1]
@@ -172,17 +181,17 @@ def _stages(stages: int, choices: int, rng: np.random.Generator) -> tuple[CostTa
     params = np.round(1e6 * np.exp(log_size) * kept)
     macs = np.round(1e9 * np.exp(rng.normal(0, 1, (stages, 1))) * kept ** rng.uniform(0.7, 1.3, (stages, 1)))
     error = (1 - kept) ** 1.5 * np.exp(rng.normal(0, 0.1, (stages, choices)))
-    sensitivity = np.exp(-0.4 * log_size + rng.normal(0, 0.8, (stages, 1)))
-    loss = error * sensitivity * np.exp(rng.normal(0, 0.3, (stages, choices)))
+    sensitivities = np.exp(-0.4 * log_size + rng.normal(0, sensitivity, (stages, 1)))
+    loss = error * sensitivities * np.exp(rng.normal(0, deviation, (stages, choices)))
     fixed = {"params": round(0.1 * float(params[:, 0].sum())), "macs": round(0.1 * float(macs[:, 0].sum()))}
     return CostTable({"params": params, "macs": macs}, fixed), error, loss
 
 
 def _expansion(alone: Floats, coefficients: Floats, spread: float, rng: np.random.Generator) -> Taylor:
-    """An expansion that errs by `spread` in log losses of blocks alone `(S, K)`, of all in common, and in pair coefficients `(S, S)`."""
-    erring = rng.normal(0, spread, alone.shape) + rng.normal(0, spread)
+    """An expansion of single losses `(S, K)` and pair coefficients `(S, S)` that errs by `spread`, as `make_synthetic` says."""
+    erring = rng.normal(0, spread / 2, alone.shape) + rng.normal(0, spread, (len(alone), 1)) + rng.normal(0, spread / 2)
     loss = np.where(np.arange(alone.shape[1]) > 0, np.maximum(alone, 0.0) * np.exp(erring), 0.0)
-    upper = np.triu(coefficients + rng.normal(0, spread, coefficients.shape), 1) / 2
+    upper = np.triu(coefficients + rng.normal(0, 2 * spread, coefficients.shape), 1) / 2
     root = np.sqrt(loss)
     gram: Floats = (upper + upper.T)[:, None, :, None] * root[:, :, None, None] * root
     stages, choices = np.indices(alone.shape)
