@@ -25,7 +25,7 @@ def user_code(what: str, way_out: str = "") -> Iterator[None]:
         yield
     except (NasError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if "out of memory" in str(error) or "not enough memory" in str(error):
             raise
         place = _place(error)
