@@ -8,13 +8,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from nas.amounts import amount, exact
+from nas.amounts import amount, at_least, exact
 from nas.cli import options
 from nas.cli.console import err, out, print_json
 from nas.errors import InputError
 
 if TYPE_CHECKING:
-    from nas.explain import Bounded, Explanation, Neighbour
+    from nas.explain import Bounded, Explanation, Neighbour, OtherBound, OtherEps
     from nas.report.interactions import Cell, HeatMap
 
 SHOWN = 12
@@ -56,8 +56,8 @@ def _print(e: "Explanation") -> None:
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in e.candidate.items() if c != "teacher") or "nothing"))
     out.print()
     for bound in e.bounds:
-        out.print(_held_back(bound))
-    _print_other_eps(e)
+        out.print(_held_back(bound, e), soft_wrap=True)
+    _print_others(e)
     _print_new_block(e)
     out.print()
     _print_neighbours(e.neighbours, e.objective)
@@ -66,26 +66,35 @@ def _print(e: "Explanation") -> None:
     _print_additivity(e)
 
 
-def _held_back(bound: "Bounded") -> str:
+def _held_back(bound: "Bounded", e: "Explanation") -> str:
     """Whether a bound holds the winner back, and where the winner stands."""
     share = f", {100 * bound.value / bound.limit:.0f} % of it" if bound.limit else ""
     stands = f"{bound.bound} (the winner has {amount(bound.value)}{share})"
     if not bound.binds:
         return f"no cheaper network one swap away breaks only {stands}"
     kept = "1 cheaper network one swap away breaks" if bound.keeps_out == 1 else f"{bound.keeps_out} cheaper networks one swap away break"
-    return f"held back by {stands}: {kept} only this"
+    opens = ""
+    if bound.opens_at is not None and bound.saves is not None:
+        opens = f"; at {at_least(bound.opens_at, 0)} the first of them comes in and saves {amount(bound.saves)} {e.objective}"
+    return f"held back by {stands}: {kept} only this{opens}"
 
 
-def _print_other_eps(e: "Explanation") -> None:
+def _print_others(e: "Explanation") -> None:
+    """What other limits would give."""
     for other in e.other_eps:
         if other.eps != e.eps:
-            other_eps = f"with 10 % {'less' if other.eps < e.eps else 'more'} eps ({other.eps:.3g})"
-            if other.middle is None:
-                out.print(f"{other_eps}: no network is expected to be feasible")
-                continue
-            change = f" ({100 * (other.middle / e.cost - 1):+.1f} %)" if e.cost and e.feasible else ""
-            low, high = ("none" if value is None else amount(value) for value in (other.low, other.high))
-            out.print(f"{other_eps}: cheapest network about {amount(other.middle)} {e.objective}{change}, 90 % interval {low} to {high}")
+            _print_other(f"{'less' if other.eps < e.eps else 'more'} eps ({other.eps:.3g})", other, e)
+    for bound in e.other_bounds:
+        _print_other(f"more {bound.metric} ({amount(bound.limit)})", bound, e)
+
+
+def _print_other(limit: str, other: "OtherEps | OtherBound", e: "Explanation") -> None:
+    if other.middle is None:
+        out.print(f"with 10 % {limit}: no network is expected to be feasible")
+        return
+    change = f" ({100 * (other.middle / e.cost - 1):+.1f} %)" if e.cost and e.feasible else ""
+    low, high = ("none" if value is None else amount(value) for value in (other.low, other.high))
+    out.print(f"with 10 % {limit}: cheapest network about {amount(other.middle)} {e.objective}{change}, 90 % interval {low} to {high}")
 
 
 def _print_new_block(e: "Explanation") -> None:
