@@ -23,7 +23,7 @@ PAIRS = 3
 
 def explain(
     run: options.Run,
-    eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
+    eps: Annotated[float | None, typer.Option("--eps", help="Which eps, when the run has several.")] = None,
     json: options.Json = False,
 ) -> None:
     """Explain a run's winners: neighbours, what holds them back, other eps, what each stage trades, which new block would pay.
@@ -39,7 +39,7 @@ def explain(
     RunDirectory.open(run, to_repair=True)  # a run without any record has nothing to explain
     findings = read_run(run)
     if eps is not None and eps not in findings.eps:
-        raise InputError(f"run '{run}' has no winner for eps {exact(eps)}; it has: {', '.join(map(exact, findings.eps))}")
+        raise InputError(f"run '{run}' has no eps {exact(eps)}; it has: {', '.join(map(exact, findings.eps))}")
     found = [e for e in explain_run(findings, forecast(findings)) if eps is None or e.eps == eps]
     if json:
         print_json([explanation.to_json() for explanation in found])
@@ -66,10 +66,17 @@ def _print(e: "Explanation") -> None:
     _print_additivity(e)
 
 
+def _what(e: "Explanation") -> str:
+    """What the explained candidate is."""
+    return "the winner" if e.feasible else "the least divergent candidate"
+
+
 def _held_back(bound: "Bounded", e: "Explanation") -> str:
-    """Whether a bound holds the winner back, and where the winner stands."""
+    """Whether a bound holds the candidate back, and where it stands."""
     share = f", {100 * bound.value / bound.limit:.0f} % of it" if bound.limit else ""
-    stands = f"{bound.bound} (the winner has {amount(bound.value)}{share})"
+    stands = f"{bound.bound} ({_what(e)} has {amount(bound.value)}{share})"
+    if not e.feasible and bound.value > bound.limit:
+        return f"not feasible: it breaks {stands}"
     if not bound.binds:
         return f"no cheaper network one swap away breaks only {stands}"
     kept = "1 cheaper network one swap away breaks" if bound.keeps_out == 1 else f"{bound.keeps_out} cheaper networks one swap away break"
@@ -136,14 +143,14 @@ def _print_stages(e: "Explanation") -> None:
         Text(
             "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted with a 90 % interval, ? unknown); "
             "half cost, half harm: a new block half as costly, one that adds half as much to L. "
-            "To be sure: nas measure --space ... --candidate ... with the winner's swaps but that one",
+            f"To be sure: nas measure --space ... --candidate ... with the swaps of {_what(e)} but that one",
             style="dim",
         )
     )
 
 
 def _print_levels(e: "Explanation") -> None:
-    """Where along the noise levels the winner's blocks err."""
+    """Where along the noise levels its blocks err."""
     ranges = dict.fromkeys(name for errors in e.by_level.values() for name in errors)
     if not ranges:
         return

@@ -118,6 +118,14 @@ def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Pa
     assert only.count("replaced: ") == 1
 
 
+def test_explain_calls_no_candidate_a_winner_where_nothing_is_feasible(tmp_path: Path) -> None:
+    toolkit.search("synthetic:3", 0.0002, workdir=tmp_path, name="none", trials=4, where=("params<=40%",), optimizer="random")
+    text = " ".join(shown("explain", str(tmp_path / "none")).split())
+    assert "not feasible: it breaks L <= eps (the least divergent candidate has" in text
+    assert "with the swaps of the least divergent candidate but that one" in text
+    assert "winner" not in text
+
+
 def test_explain_as_json_has_a_row_an_eps_and_refuses_another_eps(searched: Path) -> None:
     assert [row["eps"] for row in json.loads(shown("explain", str(searched), "--json"))] == [0.005, 0.02]
     refused = nas("explain", str(searched), "--eps", "0.3")
