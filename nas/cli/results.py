@@ -19,6 +19,9 @@ _STOPPED = {
 }
 
 
+_FURTHER = "; a smaller --delta (0.01 where none was given) looks further, as a run of its own"
+
+
 def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bool = False) -> None:
     """The winners' table, then each winner's stages, then what the search cost; what the words mean unless `quiet`."""
     out.print(winners_table(summary))
@@ -27,8 +30,11 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
             out.print()
             out.print(stages_table(winner, table, next(iter(summary["teacher"]))))
     seconds = summary["seconds"]
+    stopped = _STOPPED[summary["stopped"]]
+    if summary["stopped"] == "proof" and summary.get("statements"):  # an optimizer that states what is left stops by --delta
+        stopped += _FURTHER
     out.print(
-        f"\n{summary['n_trials']} trials, {summary['n_measured']} measurements that no cache served (verification included); {_STOPPED[summary['stopped']]}\n"
+        f"\n{summary['n_trials']} trials, {summary['n_measured']} measurements that no cache served (verification included); {stopped}\n"
         f"time, all sessions of this run together: calibrate {seconds['calibrate']:.0f} s, "
         f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )

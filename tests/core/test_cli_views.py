@@ -383,6 +383,17 @@ def test_a_workers_space_that_comes_out_differently_is_refused() -> None:
         Workplace(Origin("synthetic:3", fingerprint={"teacher": "other"}))
 
 
+def test_a_search_that_stopped_by_itself_says_that_a_smaller_delta_looks_further(tmp_path: Path) -> None:
+    asked = ("search", "--space", "synthetic:3", "--eps", "0.02", "--workdir", str(tmp_path), "--quiet")
+    hint = "nothing better is likely to be left; a smaller --delta (0.01 where none was given) looks further, as a run of its own"
+    assert hint in " ".join(shown(*asked).split())
+    few, more = (json.loads(shown(*asked, *delta, "--json")) for delta in ((), ("--delta", "0.0001")))
+    assert more["n_trials"] > few["n_trials"]
+    assert hint in " ".join(shown("show", few["run"]).split())
+    assert "--delta" not in shown(*asked, "--trials", "3")
+    assert "--delta" not in shown(*asked, "--optimizer", "threshold")  # which knows no delta
+
+
 def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(searched, run)
