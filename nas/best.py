@@ -59,7 +59,7 @@ def best(summary: Mapping[str, Any], target: Target | None, *, bounded: bool = F
     if not feasible:
         eps = [winner["eps"] for winner in summary["winners"]]
         raise NothingFeasible(f"the run has no feasible winner; {ways_out(eps, bounded, summary.get('stopped', 'trials'))}")
-    metric = target.metric if target else next(iter(summary["teacher"]))
+    metric = target.metric if target else summary["objective"]
     chosen = min(feasible, key=lambda winner: (abs(winner[metric] - target.value) if target else 0.0, winner[metric], winner["eps"]))
     stated = {"metric": target.metric, "value": target.value} if target else None
     return {**chosen, "target": stated, "difference": chosen[metric] - target.value if target else None}

@@ -28,7 +28,7 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
     for winner in summary["winners"]:
         if winner["candidate"]:
             out.print()
-            out.print(stages_table(winner, table, next(iter(summary["teacher"]))))
+            out.print(stages_table(winner, table, summary["objective"]))
     seconds = summary["seconds"]
     stopped = _STOPPED[summary["stopped"]]
     if summary["stopped"] == "proof" and summary.get("statements"):  # an optimizer that states what is left stops by --delta
@@ -60,12 +60,14 @@ def where_saved(winner: Mapping[str, Any]) -> str:
 
 
 def winners_table(summary: Mapping[str, Any]) -> Table:
-    """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
+    """Teacher and winners: costs, reduction of what is minimised, divergence with its error, held-out divergence."""
     found = [winner for winner in (*summary["winners"], *summary.get("cascades", ())) if winner["candidate"]]
     metrics = worth_showing(summary["teacher"], [summary["teacher"], *found])
     title = f"{summary['space']}: teacher and winners"
     relative = any(winner.get("relative_divergence") is not None for winner in summary["winners"])
-    columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", *(("of output variance",) if relative else ()), "held-out L")
+    objective = summary["objective"]
+    smaller = "smaller" if objective == metrics[0] else f"smaller in {_METRICS.get(objective, objective)}"
+    columns = (*(_METRICS.get(m, m) for m in metrics), smaller, "L", *(("of output variance",) if relative else ()), "held-out L")
     table = Table("", *columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", *(("0",) if relative else ()), "0")
     for winner in (*summary["winners"], *summary.get("cascades", ())):
@@ -73,7 +75,7 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
         if not winner["candidate"]:
             table.add_row(label, *("-" for _ in metrics), "-", "-", *(("-",) if relative else ()), "-")
             continue
-        ratio = summary["teacher"][metrics[0]] / max(winner[metrics[0]], 1e-12)
+        ratio = summary["teacher"][objective] / max(winner[objective], 1e-12)
         heldout = winner["heldout_divergence"]
         divergence = "-" if winner["divergence"] is None else f"{winner['divergence']:.3g} ± {winner['stderr']:.1g}"
         part = winner.get("relative_divergence")

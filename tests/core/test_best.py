@@ -17,7 +17,11 @@ TABLE_S6 = {0.001: 173e6, 0.003: 161e6, 0.005: 146e6, 0.007: 130e6}
 
 def summary() -> dict[str, object]:
     """A grid with the sizes of Table S6 of [TOC-SR]."""
-    return {"teacher": TEACHER, "winners": [{"eps": eps, "feasible": True, "params": params, "macs": 2 * params} for eps, params in TABLE_S6.items()]}
+    return {
+        "objective": "params",
+        "teacher": TEACHER,
+        "winners": [{"eps": eps, "feasible": True, "params": params, "macs": 2 * params} for eps, params in TABLE_S6.items()],
+    }
 
 
 @pytest.mark.parametrize(("target", "eps"), [("params=130M", 0.007), ("params=150M", 0.005), ("params=20%", 0.001), ("macs=0.32G", 0.003), ("params=1", 0.007)])

@@ -427,6 +427,24 @@ def test_an_unfinished_runs_incumbent_has_the_least_of_what_is_minimised_within_
     assert (winner["feasible"], winner["candidate"]) == (feasible, {"s0": choice})
 
 
+def test_best_and_the_ratios_are_of_what_was_minimised_also_in_runs_that_do_not_record_it(tmp_path: Path) -> None:
+    file = tmp_path / "t.npz"
+    costs = {"cost_params": np.array([[10.0, 9.0, 5.0]]), "cost_macs": np.array([[12.0, 3.0, 6.0]])}  # params first, macs minimised
+    np.savez(file, sizes=np.array([3]), divergence=np.array([0.0, 0.02, 0.01]), **costs)
+    asked = ("search", "--space", f"table:{file}", "--eps", "0.01", "--eps", "0.02", "--minimize", "macs", "--workdir", str(tmp_path), "--name", "run")
+    text = shown(*asked)
+    assert ("smaller in MACs" in text, "4.00x" in text, "2.00x" in text) == (True, True, True)
+    assert "  MACs   of teacher's" in text
+    run = str(tmp_path / "run")
+    with RunDirectory(tmp_path / "run").record() as record:
+        result = record.fact("result")
+        assert result.pop("objective") == "macs"
+        record.set_fact("result", result)
+    assert json.loads(shown("best", run, "--json"))["candidate"] == {"s0": "c1"}
+    assert "smaller in MACs" in shown("show", run)
+    assert json.loads(shown("show", run, "--json"))["objective"] == "macs"
+
+
 def test_a_run_is_shown_and_reported_where_a_candidate_could_not_be_verified(searched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(searched, run)
