@@ -157,7 +157,10 @@ def test_optimizers_are_compared_as_a_table_json_and_plot(tmp_path: Path) -> Non
     text = shown(*asked, "--plot", str(tmp_path / "regret.svg"))
     assert "random" in text
     assert "threshold" in text
-    assert (tmp_path / "regret.svg").read_text().startswith("<svg")
+    assert text.lstrip().startswith("synthetic-3: measurements until")
+    drawn = (tmp_path / "regret.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert ">synthetic-3, eps 0.005</text>" in drawn
     assert {row["optimizer"] for row in json.loads(shown(*asked, "--where", "macs<=95%", "--json"))} == {"random", "threshold"}
     nobody = nas("compare", "--eps", "0.1", "--optimizers", " , ")
     assert nobody.returncode == 2
