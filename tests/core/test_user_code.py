@@ -7,6 +7,7 @@ import pytest
 from nas.errors import DoesNotFit, UserCodeError
 from nas.user_code import user_code
 from tests.core.test_cli import nas
+from tests.core.test_run_space import OWN
 
 FILE = """
 from neighbour_of_own import number
@@ -74,6 +75,13 @@ def test_a_file_that_ends_the_program_as_it_is_loaded_is_named_with_its_line(tmp
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "SystemExit" in done.stderr
         assert "quits.py:2)" in done.stderr
+
+
+def test_a_space_that_ends_the_program_as_it_is_made_ready_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"{OWN}\n\nclass Quits(Space):\n    def prepare(self, progress):\n        raise SystemExit('no GPU')\n")
+    done = nas("search", "--space", f"{tmp_path / 'own.py'}:Quits", "--eps", "1", "--workdir", str(tmp_path))
+    line = len((tmp_path / "own.py").read_text().splitlines())
+    assert (done.returncode, done.stderr) == (2, f"error: code from outside of nas ended the program: SystemExit: no GPU ({tmp_path / 'own.py'}:{line})\n")
 
 
 def test_own_errors_and_want_of_memory_pass_unchanged() -> None:
