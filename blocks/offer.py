@@ -120,18 +120,26 @@ def _fitting(step: Step, recipes: Sequence[Recipe | Choice], passed: Passed, not
         choice = recipe if isinstance(recipe, Choice) else Choice(choice_name(recipe), recipe)
         try:
             after = _size(_tried(step, choice, skeleton, passed))
-        except DoesNotFit as reason:
+        except DoesNotFit as error:
+            reason = _reason(choice, error)
             if must_fit:
-                raise DoesNotFit(f"stage '{step.name}': {reason}") from reason
-            left_out[choice.name] = str(reason)
+                which = "" if reason.startswith(f"{choice.name} ") else f", choice '{choice.name}'"
+                raise DoesNotFit(f"stage '{step.name}'{which}: {reason}") from error
+            left_out[choice.name] = reason
             continue
-        except ContractError as reason:
+        except ContractError as error:
             hint = "; for a recipe that fits some stages only, raise DoesNotFit in its build, or set `optional = True` in its class"
-            raise ContractError(f"{reason}{'' if must_fit else hint}") from reason
+            raise ContractError(f"{error}{'' if must_fit else hint}") from error
         if after > before:
             notes.append(f"warning: block '{step.name}/{choice.name}' has {after:,} parameters, the teacher's only {before:,}")
         choices.append(choice)
     return choices, left_out
+
+
+def _reason(choice: Choice, error: DoesNotFit) -> str:
+    """Why a recipe does not fit, told of the choice's name where the recipe told it of its own."""
+    own, reason = choice_name(choice.recipe) if choice.recipe else "", str(error)
+    return choice.name + reason.removeprefix(own) if reason.startswith(f"{own} ") else reason
 
 
 def choice_name(recipe: Recipe) -> str:

@@ -74,7 +74,8 @@ def folder_name(name: str, value: object) -> str:
     """A name for a folder inside of another."""
     found = text(name, value, "first")
     if "\0" in found or found == ".." or not found or Path(found).name != found:
-        raise InputError(f"{name} must be the name of a folder such as 'first', got {shown(value)}")
+        slash = "; it may have no '/': the folder that holds it is the workdir" if "/" in found else ""
+        raise InputError(f"{name} must be the name of a folder such as 'first', got {shown(value)}{slash}")
     return found
 
 

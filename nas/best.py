@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas.amounts import AMOUNT, scaled
+from nas.bounds import ways_out
 from nas.errors import InputError, NothingFeasible, did_you_mean
 
 
@@ -41,10 +42,10 @@ class Target:
         return cls(metric, value)
 
 
-def best(summary: Mapping[str, Any], target: Target | None) -> dict[str, Any]:
+def best(summary: Mapping[str, Any], target: Target | None, *, bounded: bool = False) -> dict[str, Any]:
     """The winner of a run (see `nas show --json`) closest to the target, the cheaper one of two as close; without a target the cheapest.
 
-    What `nas cascade` made of a winner counts as one.
+    What `nas cascade` made of a winner counts as one. `bounded` says whether the search had bounds on known costs, which may be relaxed.
 
     Returns:
         The winner's keys, and `target` and `difference` (winner less target, None without one).
@@ -56,8 +57,9 @@ def best(summary: Mapping[str, Any], target: Target | None) -> dict[str, Any]:
     if not feasible and summary.get("stopped") in ("proof", "exhausted") and not summary["n_trials"]:
         raise NothingFeasible("the run has no winner: its search found nothing to measure; relax --where, or keep the teacher")
     if not feasible:
-        raise NothingFeasible("the run has no feasible winner; give its search more --trials or a larger --eps")
-    metric = target.metric if target else next(iter(summary["teacher"]))
+        eps = [winner["eps"] for winner in summary["winners"]]
+        raise NothingFeasible(f"the run has no feasible winner; {ways_out(eps, bounded, summary.get('stopped', 'trials'))}")
+    metric = target.metric if target else summary["objective"]
     chosen = min(feasible, key=lambda winner: (abs(winner[metric] - target.value) if target else 0.0, winner[metric], winner["eps"]))
     stated = {"metric": target.metric, "value": target.value} if target else None
     return {**chosen, "target": stated, "difference": chosen[metric] - target.value if target else None}

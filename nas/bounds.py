@@ -44,6 +44,22 @@ def why_nothing(problem: Problem) -> str:
     return "the optimizer proposed no candidate: all that it knows of are forbidden by rules or bounds" + (f"; relax {relax}" if relax else "")
 
 
+def ways_out(eps: Sequence[float], bounded: bool, stopped: str) -> str:
+    """What to do where no candidate is within any eps, nor within the bounds if there are any, by why the search stopped.
+
+    >>> ways_out([0.01], True, "trials")
+    'give more --trials, or search with a larger --eps or weaker --where'
+    """
+    if eps and max(eps) == 0:
+        return "at eps 0 only a network passes that answers exactly as its teacher does; give an eps above 0"
+    relax = "search with a larger --eps" + " or weaker --where" * bounded
+    if stopped == "interrupted":
+        return f"let its search go on, or {relax}"
+    if stopped == "trials":
+        return f"give more --trials, or {relax}"
+    return f"none is likely to be, however many --trials: {'' if bounded else 'keep the teacher, or '}{relax}"
+
+
 def cheapest(costs: CostTable, metric: str, bounds: Sequence[Bound] = ()) -> tuple[int, ...] | None:
     """The candidate with the least total of a metric within the bounds; None when there is none."""
     from scipy.optimize import Bounds, LinearConstraint, milp

@@ -6,7 +6,7 @@ Symbols: `a` the winner, `s`, `t` stages, `L(s)` the divergence of the teacher w
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from nas.space import Candidate
 from nas.trial import Trial
 
 STEP = 0.1
-"""How much smaller and larger eps is asked about."""
+"""How much smaller and larger eps, and how much larger bounds, are asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,17 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A bound with where the winner stands; it binds if some cheaper neighbour is kept out by it alone (`keeps_out` of them, L also on held-out samples)."""
+    """A bound with where the winner stands; it binds if some cheaper neighbour is kept out by it alone (`keeps_out` of them, L also on held-out samples).
+
+    Of a known cost that binds, `opens_at` is the least limit that lets one of these in, which `saves` so much of the objective.
+    """
 
     bound: str
     value: float
     limit: float
     keeps_out: int
+    opens_at: float | None = None
+    saves: float | None = None
 
     @property
     def binds(self) -> bool:
@@ -61,6 +66,17 @@ class OtherEps:
     """The cost of the cheapest feasible candidate at another eps: 5 %, 50 %, 95 % quantiles; None where none is expected."""
 
     eps: float
+    low: float | None
+    middle: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherBound:
+    """The cost of the cheapest feasible candidate with a larger limit on a known cost, as in `OtherEps`."""
+
+    metric: str
+    limit: float
     low: float | None
     middle: float | None
     high: float | None
@@ -103,6 +119,7 @@ class Explanation:
     neighbours: tuple[Neighbour, ...] = ()
     bounds: tuple[Bounded, ...] = ()
     other_eps: tuple[OtherEps, ...] = ()
+    other_bounds: tuple[OtherBound, ...] = ()
     prices: tuple[Price, ...] = ()
     additivity: Additivity | None = None
     new_blocks: tuple[NewBlock, ...] = ()
@@ -152,6 +169,7 @@ def _explain(findings: Findings, winner: Found, forecast: Forecast) -> Explanati
         neighbours=tuple(neighbours),
         bounds=tuple(_bounds(problem, trial, winner, forecast)),
         other_eps=other,
+        other_bounds=_other_bounds(forecast, winner),
         prices=tuple(_prices(problem, trial, neighbours, forecast)),
         additivity=_additivity(problem, trial, forecast),
         new_blocks=tuple(new_blocks(problem, trial, forecast, _worth(other))),
@@ -188,19 +206,22 @@ def _bounds(problem: Problem, trial: Trial, winner: Found, forecast: Forecast) -
     """L and every bound on a known cost, and how many cheaper neighbours each keeps out alone."""
     a, eps, refused = trial.candidate, winner.eps, dict(winner.rejected)
     candidates = [_with(a, s, k) for s, size in enumerate(problem.space.sizes) for k in range(size) if k != a[s]]
-    cheaper = [c for c in candidates if problem.costs.of(c)[problem.objective] < trial.costs[problem.objective]]
-    broken = []
-    for candidate, estimate in zip(cheaper, forecast.of(cheaper), strict=True):
-        costs = problem.costs.of(candidate)
-        over = [b.metric for b in problem.bounds if costs[b.metric] > b.limit * (1 + 1e-12)]
-        diverges = candidate in refused or (estimate is not None and estimate.value > eps)
-        broken.append(over + (["L"] if diverges else []))
-
-    def alone(name: str) -> int:
-        return sum(over == [name] for over in broken)
-
-    rows = [Bounded("L <= eps", trial.divergence or 0.0, eps, alone("L"))]
-    return rows + [Bounded(f"{b.metric} <= {amount(b.limit)}", trial.costs[b.metric], b.limit, alone(b.metric)) for b in problem.bounds]
+    costs = [problem.costs.of(candidate) for candidate in candidates]
+    cost, objective = trial.costs[problem.objective], problem.objective
+    cheaper = [(c, own) for c, own in zip(candidates, costs, strict=True) if own[objective] < cost]
+    alone: dict[str, list[dict[str, float]]] = {}
+    for (candidate, own), estimate in zip(cheaper, forecast.of([c for c, _ in cheaper]), strict=True):
+        broken = [b.metric for b in problem.bounds if own[b.metric] > b.limit * (1 + 1e-12)]
+        if candidate in refused or (estimate is not None and estimate.value > eps):
+            broken.append("L")
+        if len(broken) == 1:
+            alone.setdefault(broken[0], []).append(own)
+    rows = [Bounded("L <= eps", trial.divergence or 0.0, eps, len(alone.get("L", ())))]
+    for b in problem.bounds:
+        nearest = min(alone.get(b.metric, ()), key=lambda own: (own[b.metric], own[objective]), default=None)
+        opens = (nearest[b.metric], cost - nearest[objective]) if nearest else (None, None)
+        rows.append(Bounded(f"{b.metric} <= {amount(b.limit)}", trial.costs[b.metric], b.limit, len(alone.get(b.metric, ())), *opens))
+    return rows
 
 
 def _other_eps(forecast: Forecast, winner: Found, cost: float) -> tuple[OtherEps, ...]:
@@ -215,6 +236,21 @@ def _other_eps(forecast: Forecast, winner: Found, cost: float) -> tuple[OtherEps
         floor = cost if winner.feasible and other < winner.eps else -math.inf
         low, middle, high = (max(value, floor) if math.isfinite(value) else None for value in found)
         rows.append(OtherEps(other, low, middle, high))
+    return tuple(rows)
+
+
+def _other_bounds(forecast: Forecast, winner: Found) -> tuple[OtherBound, ...]:
+    """The cheapest feasible cost with each bound on a known cost relaxed in turn."""
+    if winner.eps <= 0 or forecast.model is None:
+        return ()
+    problem, rows = forecast.problem, []
+    for bound in problem.bounds:
+        if winner.feasible and bound.metric == problem.objective:
+            continue
+        relaxed = replace(bound, limit=bound.limit * (1 + STEP))
+        found = forecast.under(tuple(relaxed if b is bound else b for b in problem.bounds)).corrected(dict(winner.rejected)).cost_at(winner.eps)
+        if found is not None:
+            rows.append(OtherBound(bound.metric, relaxed.limit, *(value if math.isfinite(value) else None for value in found)))
     return tuple(rows)
 
 

@@ -1,7 +1,7 @@
 """What a run directory holds, read as far as it can be: what reports and explanations stand on, without loading the space itself."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,12 +224,18 @@ def recorded_problem(config: Mapping[str, Any], facts: Mapping[str, Any], missin
         return None
     try:
         space, costs, errors = _from_table(str(config.get("space", {}).get("name", "space")), table)
-        objective = search.get("minimize") or ("params" if "params" in costs.metrics else costs.metrics[0])
+        objective = search.get("minimize") or objective_of(search, costs.metrics)
         bounds = tuple(Bound.parse(text, costs) for text in search.get("where", ()))
         return Problem(space, costs, tuple(float(e) for e in search.get("eps", ())) or (0.0,), objective, bounds, errors)
     except (NasError, KeyError, TypeError, ValueError, AttributeError) as error:
         missing.append(f"The recorded costs of the blocks cannot be used ({type(error).__name__}: {error}).")
         return None
+
+
+def objective_of(search: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """The cost that a run minimises, by its configuration; `params`, else the first there is, where that names none of them."""
+    known = [metric for metric in (search.get("minimize"), "params", *metrics) if metric in metrics]
+    return str(known[0]) if known else "params"
 
 
 def _from_table(name: str, table: Mapping[str, Any]) -> tuple[SearchSpace, CostTable, Floats | None]:

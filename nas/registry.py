@@ -7,6 +7,7 @@ from typing import Generic, TypeVar, cast
 
 from nas.errors import InputError, did_you_mean
 from nas.fingerprint import USER_PREFIX, code_identity
+from nas.user_code import user_code
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Registry(Generic[T]):
 
         Raises:
             InputError: the name is unknown (with the nearest known one), or its module cannot be imported.
+            UserCodeError: what a third party's module raises.
         """
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
@@ -69,10 +71,12 @@ class Registry(Generic[T]):
         if name in self._targets:
             return load_target(self._targets[name])
         (point, *_) = entry_points(group=self._group, name=name)
+        what = f"{self.kind} '{name}' (entry point {point.value})"
         try:
-            return cast(T, point.load())
+            with user_code(what):
+                return cast(T, point.load())
         except (ImportError, AttributeError) as error:
-            raise InputError(f"{self.kind} '{name}' (entry point {point.value}) cannot be loaded: {error}") from error
+            raise InputError(f"{what} cannot be loaded: {error}") from error
 
 
 def _same(one: object, other: object) -> bool:

@@ -28,8 +28,8 @@ def check_plot(path: Path) -> None:
         raise InputError(f"cannot write the plot '{path}': {'it is a folder' if path.is_dir() else 'its folder does not exist'}; give another --plot")
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Writes the plot.
+def plot(rows: Sequence[Row], path: Path, space: str = "") -> None:
+    """Writes the plot; its headings name the space.
 
     Raises:
         InputError: it cannot be written there.
@@ -37,7 +37,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     check_plot(path)
     epses = list(dict.fromkeys(row.eps for row in rows))
     names = list(dict.fromkeys(row.optimizer for row in rows))
-    panels = [_panel([row for row in rows if row.eps == eps], names, eps, x=i * WIDTH) for i, eps in enumerate(epses)]
+    heads = [f"{space}{', ' if space else ''}eps {eps:g}" for eps in epses]
+    panels = [_panel([row for row in rows if row.eps == eps], names, head, x=i * WIDTH) for i, (eps, head) in enumerate(zip(epses, heads, strict=True))]
     legend = [_legend_entry(name, names, HEIGHT + 14 * i) for i, name in enumerate(names)]
     width, height = WIDTH * len(epses), HEIGHT + 14 * len(names) + 10
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
@@ -48,9 +49,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         raise InputError(f"cannot write the plot '{path}': {error.strerror}; give another --plot") from error
 
 
-def _panel(rows: Sequence[Row], names: Sequence[str], eps: float, x: int) -> str:
+def _panel(rows: Sequence[Row], names: Sequence[str], head: str, x: int) -> str:
     count = max(row.regrets.shape[1] for row in rows) - 1
-    parts = [f'<g transform="translate({x},0)">', f'<text x="{WIDTH / 2}" y="16" text-anchor="middle">eps {eps:g}</text>', *_axes(count)]
+    parts = [f'<g transform="translate({x},0)">', f'<text x="{WIDTH / 2}" y="16" text-anchor="middle">{escape(head)}</text>', *_axes(count)]
     for row in rows:
         low, median, high = np.quantile(row.regrets, (0.25, 0.5, 0.75), axis=0)
         colour = _colour(row.optimizer, names)

@@ -57,6 +57,7 @@ class SearchResult:
         problem = self.study.problem
         return {
             "space": self.space,
+            "objective": problem.objective,
             "teacher": {name: _number(value) for name, value in problem.costs.of(problem.space.teacher).items()},
             "winners": [self._winner(winner) for winner in self.winners],
             "n_trials": len(self.study.trials),

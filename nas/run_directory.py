@@ -161,7 +161,7 @@ class RunDirectory:
             for section, values in wanted.items()
             if section not in free
             for key, value in values.items()
-            if found.get(section, {}).get(key) != value
+            if _unplaced(found.get(section, {}).get(key)) != _unplaced(value)
         ]
         if differing and not (self.path / "study.db").exists() and not any(self.path.glob("winner*")):  # it stopped before its first trial
             with self.lock():
@@ -192,6 +192,22 @@ def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
+def _unplaced(value: Any) -> Any:
+    """What is named in a file of the user's without the folder, which may be another one: fingerprints tell what it is. Anything else as it is."""
+    head, colon, function = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return f"{Path(head).name}{colon}{function}" if head.endswith(".py") else value
+
+
+def _placed(path: Path, config: Mapping[str, Mapping[str, Any]]) -> tuple[Path, str]:
+    """Where a run lies and the name of its space; both in full where that is in a file, whose name alone means another file in another folder."""
+    name, file = str(config.get("space", {}).get("name", path.name)), config.get("source", {}).get("file")
+    place = (path.resolve() / file).resolve() if file else None
+    if place is None or not place.is_file():
+        return path, name
+    _, colon, function = name.partition(":")
+    return path.resolve(), f"{place}{colon}{function}"
+
+
 def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: int | None = None) -> str:
     """A command that states the search of a run again, with so many trials: those that its record tells, else those it was first given.
 
@@ -199,8 +215,8 @@ def search_command(path: Path, config: Mapping[str, Mapping[str, Any]], trials: 
     "nas search --space demo --eps 0.1 --eps 0.2 --seed 0 --trials 9 --workdir runs --name 'a b'"
     """
     space, search = config.get("space", {}), config.get("search", {})
-    path = path if path.name else path.resolve()
-    words = ["nas", "search", "--space", str(space.get("name", path.name))]
+    path, name = _placed(path if path.name else path.resolve(), config)
+    words = ["nas", "search", "--space", name]
     for name, value in [*((n, v) for n, v in space.items() if n != "name"), *search.items()]:
         option = f"--{name.replace('_', '-')}"
         values = value if isinstance(value, list) else [value]

@@ -8,7 +8,7 @@ from nas.cascades import cascades
 from nas.clock import in_parts
 from nas.errors import DamagedFile, InputError
 from nas.files import MANIFEST, damage
-from nas.findings import Findings, recorded_problem
+from nas.findings import Findings, objective_of, recorded_problem
 from nas.record import Record
 from nas.run_directory import RunDirectory, search_command
 from nas.study import Stopped
@@ -24,6 +24,7 @@ def summarize(directory: RunDirectory, record: Record) -> dict[str, Any]:
     for winner in summary["winners"]:
         if winner["path"] and not Path(winner["path"]).is_dir():
             winner["path"], winner["missing"] = None, winner["path"]
+    summary["objective"] = objective_of(directory.config()["search"], list(summary["teacher"]))
     return {**summary, "cascades": cascades(directory.path, summary["teacher"]), "run": str(directory.path)}
 
 

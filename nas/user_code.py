@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nas.errors import NasError, UserCodeError
 
-_LIBRARIES = ("nas", "torch")
+_LIBRARIES = ("nas", "torch", "typer", "rich")
 _STANDARD = str(Path(sysconfig.get_paths()["stdlib"]).resolve())
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -25,18 +25,34 @@ def user_code(what: str, way_out: str = "") -> Iterator[None]:
         yield
     except (NasError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if "out of memory" in str(error) or "not enough memory" in str(error):
             raise
         place = _place(error)
         if place is None:
             raise
-        first = next(iter(str(error).strip().splitlines()), "")
-        raise UserCodeError(f"{what}: {type(error).__name__}{': ' if first else ''}{first} ({place}){'; ' if way_out else ''}{way_out}") from error
+        raise UserCodeError(f"{_told(what, error, place)}{'; ' if way_out else ''}{way_out}") from error
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Turns a `SystemExit` of code that is not the toolkit's, wherever it is called, into a `UserCodeError`."""
+    try:
+        yield
+    except SystemExit as error:
+        place = _place(error)
+        if place is None:
+            raise
+        raise UserCodeError(_told("code from outside of nas ended the program", error, place)) from error
+
+
+def _told(what: str, error: BaseException, place: str) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{what}: {type(error).__name__}{': ' if first else ''}{first} ({place})"
 
 
 def _place(error: BaseException) -> str | None:
-    """`file:line` of the last call in code that is neither ours nor torch's nor Python's; an installed package's only if there is no other."""
+    """`file:line` of the last call in code that is neither of `_LIBRARIES` nor Python's; an installed package's only if there is no other."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     others: list[str] = []

@@ -21,7 +21,7 @@ from nas.modelcard import cascade_card
 from nas.progress import Progress
 from nas.space import Candidate, Choice, SearchSpace
 from nas.spaces.network import NetworkSpace
-from nas.study import HELDOUT_TOLERANCE, Study
+from nas.study import HELDOUT_TOLERANCE, Stopped, Study
 from nas.trial import Measurement
 
 REACH = (1.25, 1.5, 1.75, 2.0, 2.5)
@@ -62,11 +62,12 @@ class Spent:
 
 
 class CascadeSearch:
-    """Cascade calibration on the candidates of one network space."""
+    """Cascade calibration on the candidates of one network space; `stopped` says why the search that went on stopped."""
 
     def __init__(self, network: NetworkSpace, progress: Progress) -> None:
         self._network, self._progress = network, progress
         self._started, self._spent = time.monotonic(), Spent()
+        self.stopped: Stopped = "trials"
         calibrator = network.calibrator()
         self._blocks = calibrator.run(network.stages, progress)
         self._cascade = Cascade(calibrator)
@@ -99,7 +100,7 @@ class CascadeSearch:
             self._network, wanted, workdir=None, trials=trials, seed=seed, progress=self._progress, on_trial=on_trial, minimize=minimize, where=where
         )
         self._spent = replace(self._spent, n_trials=len(result.study.trials), n_measured=result.study.n_measured)
-        problem = result.study.problem
+        problem, self.stopped = result.study.problem, result.stopped
         objective, self._teacher = problem.objective, problem.costs.of(problem.space.teacher)
         winners = {w.trial.candidate: w.trial for w in result.winners if w.trial is not None and w.feasible}
         tried = []

@@ -33,6 +33,7 @@ from nas.cli.console import complain, err
 from nas.cli.signals import Interrupted, farewell, interruptible
 from nas.cli.usage import UsageProblem, asks_for_help, usage_line
 from nas.errors import NasError
+from nas.user_code import no_exit
 
 app = typer.Typer(
     name="nas",
@@ -101,7 +102,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale without our characters costs these, not the result
     try:
-        with interruptible():
+        with interruptible(), no_exit():
             code = app(standalone_mode=False)
     except UsageProblem as problem:
         if asks_for_help(problem):

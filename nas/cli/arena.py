@@ -64,9 +64,11 @@ def compare(
     if json:
         print_json([row.to_json() for row in rows])
     else:
-        out.print(render(rows))
+        table = render(rows)
+        table.title = f"{task.space.name}: {table.title}"
+        out.print(table)
     if plot is not None:
-        draw(rows, plot)
+        draw(rows, plot, task.space.name)
         terminal.note(f"plot in {plot}")
 
 

@@ -24,7 +24,8 @@ def best(
     directory = RunDirectory.open(run)
     with directory.record(read_only=True) as record:
         summary = summarize(directory, record)
-    chosen = choose(summary, Target.parse(target, summary["teacher"]) if target else None)
+    bounded = bool(directory.config()["search"].get("where"))
+    chosen = choose(summary, Target.parse(target, summary["teacher"]) if target else None, bounded=bounded)
     if summary["stopped"] == "interrupted":
         err.print("the search is not done: these are the best candidates so far, not verified")
     if json:

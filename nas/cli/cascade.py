@@ -27,6 +27,7 @@ def cascade(
 
     The same command prints what it found before.
     """
+    from nas.bounds import ways_out
     from nas.files import check_writable
     from nas.run_directory import RunDirectory
     from nas.run_space import file_of_space, space_of
@@ -56,7 +57,8 @@ def cascade(
     with SearchView(trials, quiet) as view:
         tried, found = search.smaller(chosen, trials=trials, on_trial=view.update, **asked)
     if found is None:
-        raise NothingFeasible(f"none of {len(tried)} candidates is within eps {chosen:g} after recalibration; give more --trials")
+        none = f"none of {len(tried)} candidates is within eps {chosen:g} after recalibration" if tried else f"nothing is near eps {chosen:g}"
+        raise NothingFeasible(f"{none}; {ways_out([chosen], bool(asked['where']), search.stopped)}")
     result = search.export(found, chosen, tried, folder, config, trials)
     _report(directory.path, terminal)
     _print(result, json, quiet)

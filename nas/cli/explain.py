@@ -8,13 +8,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from nas.amounts import amount, exact
+from nas.amounts import amount, at_least, exact
 from nas.cli import options
 from nas.cli.console import err, out, print_json
 from nas.errors import InputError
 
 if TYPE_CHECKING:
-    from nas.explain import Bounded, Explanation, Neighbour
+    from nas.explain import Bounded, Explanation, Neighbour, OtherBound, OtherEps
     from nas.report.interactions import Cell, HeatMap
 
 SHOWN = 12
@@ -23,7 +23,7 @@ PAIRS = 3
 
 def explain(
     run: options.Run,
-    eps: Annotated[float | None, typer.Option("--eps", help="Which winner, when the run has several.")] = None,
+    eps: Annotated[float | None, typer.Option("--eps", help="Which eps, when the run has several.")] = None,
     json: options.Json = False,
 ) -> None:
     """Explain a run's winners: neighbours, what holds them back, other eps, what each stage trades, which new block would pay.
@@ -39,7 +39,7 @@ def explain(
     RunDirectory.open(run, to_repair=True)  # a run without any record has nothing to explain
     findings = read_run(run)
     if eps is not None and eps not in findings.eps:
-        raise InputError(f"run '{run}' has no winner for eps {exact(eps)}; it has: {', '.join(map(exact, findings.eps))}")
+        raise InputError(f"run '{run}' has no eps {exact(eps)}; it has: {', '.join(map(exact, findings.eps))}")
     found = [e for e in explain_run(findings, forecast(findings)) if eps is None or e.eps == eps]
     if json:
         print_json([explanation.to_json() for explanation in found])
@@ -56,8 +56,8 @@ def _print(e: "Explanation") -> None:
     out.print("replaced: " + (", ".join(f"{s}={c}" for s, c in e.candidate.items() if c != "teacher") or "nothing"))
     out.print()
     for bound in e.bounds:
-        out.print(_held_back(bound))
-    _print_other_eps(e)
+        out.print(_held_back(bound, e), soft_wrap=True)
+    _print_others(e)
     _print_new_block(e)
     out.print()
     _print_neighbours(e.neighbours, e.objective)
@@ -66,26 +66,42 @@ def _print(e: "Explanation") -> None:
     _print_additivity(e)
 
 
-def _held_back(bound: "Bounded") -> str:
-    """Whether a bound holds the winner back, and where the winner stands."""
+def _what(e: "Explanation") -> str:
+    """What the explained candidate is."""
+    return "the winner" if e.feasible else "the least divergent candidate"
+
+
+def _held_back(bound: "Bounded", e: "Explanation") -> str:
+    """Whether a bound holds the candidate back, and where it stands."""
     share = f", {100 * bound.value / bound.limit:.0f} % of it" if bound.limit else ""
-    stands = f"{bound.bound} (the winner has {amount(bound.value)}{share})"
+    stands = f"{bound.bound} ({_what(e)} has {amount(bound.value)}{share})"
+    if not e.feasible and bound.value > bound.limit:
+        return f"not feasible: it breaks {stands}"
     if not bound.binds:
         return f"no cheaper network one swap away breaks only {stands}"
     kept = "1 cheaper network one swap away breaks" if bound.keeps_out == 1 else f"{bound.keeps_out} cheaper networks one swap away break"
-    return f"held back by {stands}: {kept} only this"
+    opens = ""
+    if bound.opens_at is not None and bound.saves is not None:
+        opens = f"; at {at_least(bound.opens_at, 0)} the first of them comes in and saves {amount(bound.saves)} {e.objective}"
+    return f"held back by {stands}: {kept} only this{opens}"
 
 
-def _print_other_eps(e: "Explanation") -> None:
+def _print_others(e: "Explanation") -> None:
+    """What other limits would give."""
     for other in e.other_eps:
         if other.eps != e.eps:
-            other_eps = f"with 10 % {'less' if other.eps < e.eps else 'more'} eps ({other.eps:.3g})"
-            if other.middle is None:
-                out.print(f"{other_eps}: no network is expected to be feasible")
-                continue
-            change = f" ({100 * (other.middle / e.cost - 1):+.1f} %)" if e.cost and e.feasible else ""
-            low, high = ("none" if value is None else amount(value) for value in (other.low, other.high))
-            out.print(f"{other_eps}: cheapest network about {amount(other.middle)} {e.objective}{change}, 90 % interval {low} to {high}")
+            _print_other(f"{'less' if other.eps < e.eps else 'more'} eps ({other.eps:.3g})", other, e)
+    for bound in e.other_bounds:
+        _print_other(f"more {bound.metric} ({amount(bound.limit)})", bound, e)
+
+
+def _print_other(limit: str, other: "OtherEps | OtherBound", e: "Explanation") -> None:
+    if other.middle is None:
+        out.print(f"with 10 % {limit}: no network is expected to be feasible")
+        return
+    change = f" ({100 * (other.middle / e.cost - 1):+.1f} %)" if e.cost and e.feasible else ""
+    low, high = ("none" if value is None else amount(value) for value in (other.low, other.high))
+    out.print(f"with 10 % {limit}: cheapest network about {amount(other.middle)} {e.objective}{change}, 90 % interval {low} to {high}")
 
 
 def _print_new_block(e: "Explanation") -> None:
@@ -127,14 +143,14 @@ def _print_stages(e: "Explanation") -> None:
         Text(
             "adds to L: what L falls by if the stage gets the teacher's block back (- it has it, ~ predicted with a 90 % interval, ? unknown); "
             "half cost, half harm: a new block half as costly, one that adds half as much to L. "
-            "To be sure: nas measure --space ... --candidate ... with the winner's swaps but that one",
+            f"To be sure: nas measure --space ... --candidate ... with the swaps of {_what(e)} but that one",
             style="dim",
         )
     )
 
 
 def _print_levels(e: "Explanation") -> None:
-    """Where along the noise levels the winner's blocks err."""
+    """Where along the noise levels its blocks err."""
     ranges = dict.fromkeys(name for errors in e.by_level.values() for name in errors)
     if not ranges:
         return

@@ -19,16 +19,22 @@ _STOPPED = {
 }
 
 
+_FURTHER = "; a smaller --delta (0.01 where none was given) looks further, as a run of its own"
+
+
 def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bool = False) -> None:
     """The winners' table, then each winner's stages, then what the search cost; what the words mean unless `quiet`."""
     out.print(winners_table(summary))
     for winner in summary["winners"]:
         if winner["candidate"]:
             out.print()
-            out.print(stages_table(winner, table, next(iter(summary["teacher"]))))
+            out.print(stages_table(winner, table, summary["objective"]))
     seconds = summary["seconds"]
+    stopped = _STOPPED[summary["stopped"]]
+    if summary["stopped"] == "proof" and summary.get("statements"):  # an optimizer that states what is left stops by --delta
+        stopped += _FURTHER
     out.print(
-        f"\n{summary['n_trials']} trials, {summary['n_measured']} measurements that no cache served (verification included); {_STOPPED[summary['stopped']]}\n"
+        f"\n{summary['n_trials']} trials, {summary['n_measured']} measurements that no cache served (verification included); {stopped}\n"
         f"time, all sessions of this run together: calibrate {seconds['calibrate']:.0f} s, "
         f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
@@ -54,12 +60,14 @@ def where_saved(winner: Mapping[str, Any]) -> str:
 
 
 def winners_table(summary: Mapping[str, Any]) -> Table:
-    """Teacher and winners: costs, reduction, divergence with its error, held-out divergence."""
+    """Teacher and winners: costs, reduction of what is minimised, divergence with its error, held-out divergence."""
     found = [winner for winner in (*summary["winners"], *summary.get("cascades", ())) if winner["candidate"]]
     metrics = worth_showing(summary["teacher"], [summary["teacher"], *found])
     title = f"{summary['space']}: teacher and winners"
     relative = any(winner.get("relative_divergence") is not None for winner in summary["winners"])
-    columns = (*(_METRICS.get(m, m) for m in metrics), "smaller", "L", *(("of output variance",) if relative else ()), "held-out L")
+    objective = summary["objective"]
+    smaller = "smaller" if objective == metrics[0] else f"smaller in {_METRICS.get(objective, objective)}"
+    columns = (*(_METRICS.get(m, m) for m in metrics), smaller, "L", *(("of output variance",) if relative else ()), "held-out L")
     table = Table("", *columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_row("teacher", *(amount(summary["teacher"][m]) for m in metrics), "1x", "0", *(("0",) if relative else ()), "0")
     for winner in (*summary["winners"], *summary.get("cascades", ())):
@@ -67,7 +75,7 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
         if not winner["candidate"]:
             table.add_row(label, *("-" for _ in metrics), "-", "-", *(("-",) if relative else ()), "-")
             continue
-        ratio = summary["teacher"][metrics[0]] / max(winner[metrics[0]], 1e-12)
+        ratio = summary["teacher"][objective] / max(winner[objective], 1e-12)
         heldout = winner["heldout_divergence"]
         divergence = "-" if winner["divergence"] is None else f"{winner['divergence']:.3g} ± {winner['stderr']:.1g}"
         part = winner.get("relative_divergence")

@@ -52,7 +52,7 @@ def search(
 
     The same command goes on with a run that was stopped, or prints the result of one that is done.
     """
-    from nas.bounds import why_nothing
+    from nas.bounds import ways_out, why_nothing
     from nas.crew import Crew
     from nas.files import check_writable
     from nas.job import SearchOptions
@@ -89,7 +89,7 @@ def search(
             raise typer.Exit(3)
         failed = failures(result.study.trials)
         shown = "" if failed else f"no measured candidate is within eps{' and the bounds' * bool(where)}, the least divergent one is shown; "
-        err.print(f"nothing feasible: {shown}{failed or _advice(eps, bool(where), summary['stopped'])}")
+        err.print(f"nothing feasible: {shown}{failed or ways_out(eps, bool(where), summary['stopped'])}")
         raise typer.Exit(3)
 
 
@@ -98,16 +98,6 @@ def _point_on(run: Path) -> None:
     from nas.run_directory import RunDirectory
 
     err.print(Text(f"see it: {RunDirectory(run).report}; why: {shlex.join(['nas', 'explain', str(run)])}", style="dim"))
-
-
-def _advice(eps: "Sequence[float]", bounded: bool, stopped: str) -> str:
-    """What to do when no candidate is within any eps."""
-    if max(eps) == 0:
-        return "at eps 0 only a network passes that answers exactly as its teacher does; give an eps above 0"
-    relax = "a larger --eps" + " or weaker --where" * bounded
-    if stopped == "trials":
-        return f"try more --trials or {relax}"
-    return f"none is likely to be: {'' if bounded else 'keep the teacher, or '}try {relax}"
 
 
 def failures(trials: "Sequence[Trial]") -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from nas.errors import NasError
 from nas.findings import Findings
 from nas.names import resolve_optimizer
-from nas.problem import Problem
+from nas.problem import Bound, Problem
 from nas.protocols import Predicts
 from nas.space import Candidate
 from nas.trial import Trial
@@ -59,6 +59,11 @@ class Forecast:
         """A forecast for which candidates that held-out samples refused have the divergence measured there (None: it could not be measured)."""
         trials = tuple(replace(t, divergence=heldout[t.candidate]) if t.candidate in heldout else t for t in self.trials)
         return replace(self, trials=trials, _known={}) if heldout else self
+
+    def under(self, bounds: tuple[Bound, ...]) -> "Forecast":
+        """The forecast of the same trials under other bounds on known costs."""
+        problem = replace(self.problem, bounds=bounds)
+        return replace(self, problem=problem, model=_model(problem, self.trials))
 
     def cost_at(self, eps: float) -> "tuple[float, float, float] | None":
         """5 %, 50 % and 95 % quantiles of the cost of the cheapest feasible candidate at another eps; infinite where none is expected."""

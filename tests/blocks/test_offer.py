@@ -10,7 +10,8 @@ from nas.blocks.recipe import BlockRecipe
 from nas.blocks.reductions.convolutions import Separable
 from nas.blocks.reductions.depth import Bypass
 from nas.blocks.reductions.low_rank import LowRank
-from nas.blocks.reductions.widths import FeedForward
+from nas.blocks.reductions.slices import TeacherSlice
+from nas.blocks.reductions.widths import Channels, FeedForward
 from nas.cut import CutModel, cut
 from nas.data import Samples
 from nas.errors import ContractError, DoesNotFit, InputError, UserCodeError
@@ -49,6 +50,18 @@ def test_a_recipe_that_fits_no_stage_at_all_is_named_with_its_reason(graph: CutM
     assert useless.endswith("(at mlp)")
     assert counts.startswith("recipes that fit, of 3: mlp 2, head 1")
     assert not any("fits no stage" in note for note in offer(graph, None, X).notes)  # most reductions of the toolkit never fit
+
+
+def test_what_does_not_fit_is_told_by_the_name_that_its_choice_was_given(graph: CutModel) -> None:
+    thin, slice_ = Choice("thin", Channels(0.5)), Choice("small", TeacherSlice({"inner": 3}))
+    notes = offer(graph, [LowRank(0.3), thin, slice_], X).notes
+    assert notes[0].startswith("warning: recipe 'thin' fits no stage: needs two Conv layers")
+    assert notes[1].startswith("warning: recipe 'small' fits no stage: teacher_slice needs 'args' to build a Sequential")
+    assert not any("channels-0.5" in note for note in notes)
+    with pytest.raises(DoesNotFit, match=r"^stage 'mlp': thin needs two Conv layers"):
+        offer(graph, {"mlp": [thin]}, X)
+    with pytest.raises(DoesNotFit, match=r"^stage 'mlp', choice 'small': teacher_slice needs 'args' to build a Sequential"):
+        offer(graph, {"mlp": [slice_]}, X)
 
 
 def test_a_recipe_named_for_a_stage_must_fit_it(graph: CutModel) -> None:

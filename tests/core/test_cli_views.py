@@ -118,6 +118,14 @@ def test_explain_tells_people_of_neighbours_stages_and_interactions(searched: Pa
     assert only.count("replaced: ") == 1
 
 
+def test_explain_calls_no_candidate_a_winner_where_nothing_is_feasible(tmp_path: Path) -> None:
+    toolkit.search("synthetic:3", 0.0002, workdir=tmp_path, name="none", trials=4, where=("params<=40%",), optimizer="random")
+    text = " ".join(shown("explain", str(tmp_path / "none")).split())
+    assert "not feasible: it breaks L <= eps (the least divergent candidate has" in text
+    assert "with the swaps of the least divergent candidate but that one" in text
+    assert "winner" not in text
+
+
 def test_explain_as_json_has_a_row_an_eps_and_refuses_another_eps(searched: Path) -> None:
     assert [row["eps"] for row in json.loads(shown("explain", str(searched), "--json"))] == [0.005, 0.02]
     refused = nas("explain", str(searched), "--eps", "0.3")
@@ -149,7 +157,10 @@ def test_optimizers_are_compared_as_a_table_json_and_plot(tmp_path: Path) -> Non
     text = shown(*asked, "--plot", str(tmp_path / "regret.svg"))
     assert "random" in text
     assert "threshold" in text
-    assert (tmp_path / "regret.svg").read_text().startswith("<svg")
+    assert text.lstrip().startswith("synthetic-3: measurements until")
+    drawn = (tmp_path / "regret.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert ">synthetic-3, eps 0.005</text>" in drawn
     assert {row["optimizer"] for row in json.loads(shown(*asked, "--where", "macs<=95%", "--json"))} == {"random", "threshold"}
     nobody = nas("compare", "--eps", "0.1", "--optimizers", " , ")
     assert nobody.returncode == 2
@@ -375,6 +386,17 @@ def test_a_workers_space_that_comes_out_differently_is_refused() -> None:
         Workplace(Origin("synthetic:3", fingerprint={"teacher": "other"}))
 
 
+def test_a_search_that_stopped_by_itself_says_that_a_smaller_delta_looks_further(tmp_path: Path) -> None:
+    asked = ("search", "--space", "synthetic:3", "--eps", "0.02", "--workdir", str(tmp_path), "--quiet")
+    hint = "nothing better is likely to be left; a smaller --delta (0.01 where none was given) looks further, as a run of its own"
+    assert hint in " ".join(shown(*asked).split())
+    few, more = (json.loads(shown(*asked, *delta, "--json")) for delta in ((), ("--delta", "0.0001")))
+    assert more["n_trials"] > few["n_trials"]
+    assert hint in " ".join(shown("show", few["run"]).split())
+    assert "--delta" not in shown(*asked, "--trials", "3")
+    assert "--delta" not in shown(*asked, "--optimizer", "threshold")  # which knows no delta
+
+
 def test_an_unfinished_run_is_shown_with_its_incumbents(searched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(searched, run)
@@ -406,6 +428,24 @@ def test_an_unfinished_runs_incumbent_has_the_least_of_what_is_minimised_within_
             record.add(Trial(number, (number,), measured, divergence))
         (winner,) = summarize(run, record)["winners"]
     assert (winner["feasible"], winner["candidate"]) == (feasible, {"s0": choice})
+
+
+def test_best_and_the_ratios_are_of_what_was_minimised_also_in_runs_that_do_not_record_it(tmp_path: Path) -> None:
+    file = tmp_path / "t.npz"
+    costs = {"cost_params": np.array([[10.0, 9.0, 5.0]]), "cost_macs": np.array([[12.0, 3.0, 6.0]])}  # params first, macs minimised
+    np.savez(file, sizes=np.array([3]), divergence=np.array([0.0, 0.02, 0.01]), **costs)
+    asked = ("search", "--space", f"table:{file}", "--eps", "0.01", "--eps", "0.02", "--minimize", "macs", "--workdir", str(tmp_path), "--name", "run")
+    text = shown(*asked)
+    assert ("smaller in MACs" in text, "4.00x" in text, "2.00x" in text) == (True, True, True)
+    assert "  MACs   of teacher's" in text
+    run = str(tmp_path / "run")
+    with RunDirectory(tmp_path / "run").record() as record:
+        result = record.fact("result")
+        assert result.pop("objective") == "macs"
+        record.set_fact("result", result)
+    assert json.loads(shown("best", run, "--json"))["candidate"] == {"s0": "c1"}
+    assert "smaller in MACs" in shown("show", run)
+    assert json.loads(shown("show", run, "--json"))["objective"] == "macs"
 
 
 def test_a_run_is_shown_and_reported_where_a_candidate_could_not_be_verified(searched: Path, tmp_path: Path) -> None:

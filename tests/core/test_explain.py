@@ -1,6 +1,7 @@
 """Explanations of a run, against the landscape they speak of."""
 
 import json
+import re
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from nas.progress import Quiet
 from nas.report.forecast import Estimate, Forecast, forecast, references
 from nas.report.interactions import Interaction, heat_map, interactions
 from nas.space import Candidate, Choice, SearchSpace, Stage
+from tests.core.test_cli import nas as cli
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,34 @@ def test_a_larger_eps_never_costs_more(explained: tuple[Explanation, Forecast]) 
     assert smaller.middle >= same.middle >= larger.middle
     assert all(other.low <= other.middle <= other.high for other in explained[0].other_eps)
     assert same.high <= explained[0].cost
+
+
+def test_a_bound_that_binds_says_at_which_limit_the_first_cheaper_network_comes_in_and_what_it_saves(tmp_path: Path) -> None:
+    costs = {"cost_params": np.array([[10.0, 8.0, 5.0, 6.0]]), "cost_macs": np.array([[10.0, 6.0, 9.0, 7.0]])}
+    np.savez(tmp_path / "t.npz", sizes=np.array([4]), divergence=np.array([0.0, 0.001, 0.002, 0.003]), **costs)
+    nas.search(f"table:{tmp_path / 't.npz'}", 0.01, workdir=tmp_path, name="run", where=("macs<=6",))
+    findings = read_run(tmp_path / "run")
+    divergence, macs = explain(findings, forecast(findings))[0].bounds
+    assert (divergence.keeps_out, divergence.opens_at, divergence.saves) == (0, None, None)
+    assert (macs.keeps_out, macs.opens_at, macs.saves) == (2, 7.0, 2.0)
+    assert (
+        "2 cheaper networks one swap away break only this; at 7 the first of them comes in and saves 2 params" in cli("explain", str(tmp_path / "run")).stdout
+    )
+
+
+def test_what_a_relaxed_bound_would_give_is_told_also_where_no_single_swap_breaks_it_alone(tmp_path: Path) -> None:
+    nas.search("synthetic:3", 0.02, workdir=tmp_path, name="run", trials=30, where=("macs<=30%",))
+    findings = read_run(tmp_path / "run")
+    known = forecast(findings)
+    assert known is not None
+    explanation = explain(findings, known)[0]
+    (other,) = explanation.other_bounds
+    relaxed = replace(known.problem, bounds=(replace(known.problem.bounds[0], limit=other.limit),))
+    truth = relaxed.costs.of(resolve_space("synthetic:3").prepare(Quiet()).evaluator.optimum(relaxed, 0.02))["params"]  # type: ignore[attr-defined]
+    assert not explanation.bounds[1].binds
+    assert (other.metric, other.limit) == ("macs", pytest.approx(1.1 * explanation.bounds[1].limit))
+    assert other.low <= truth <= other.high < explanation.cost
+    assert re.search(r"with 10 % more macs \(2.823 G\): cheapest network about .* params \(-3\d", cli("explain", str(tmp_path / "run")).stdout)
 
 
 @pytest.fixture(scope="module")

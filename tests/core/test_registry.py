@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from nas.errors import InputError
+from nas.errors import InputError, UserCodeError
 from nas.names import OPTIMIZERS, optimizer_factory
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package that offers an optimizer that works and one that does not."""
+    """An installed package that offers an optimizer that works, one that is not there and one that ends the program."""
     folder = tmp_path / "acme_nas-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-nas\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[nas.optimizers]\nacme = acme_optimizer:make\nbroken = acme_optimizer:nothing\n")
+    (folder / "entry_points.txt").write_text("[nas.optimizers]\nacme = acme_optimizer:make\nbroken = acme_optimizer:nothing\nquits = acme_quits\n")
+    (tmp_path / "acme_quits.py").write_text("raise SystemExit(1)\n")
     (tmp_path / "acme_optimizer.py").write_text("def make(problem, seed=0):\n    return None\n")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -26,6 +27,8 @@ def test_an_entry_point_is_listed_loaded_and_told_when_it_cannot_be() -> None:
     assert OPTIMIZERS.get("acme").__name__ == "make"
     with pytest.raises(InputError, match=r"optimizer 'broken' \(entry point acme_optimizer:nothing\) cannot be loaded"):
         OPTIMIZERS.get("broken")
+    with pytest.raises(UserCodeError, match=r"optimizer 'quits' \(entry point acme_quits\): SystemExit: 1 \(.*acme_quits.py:1\)"):
+        OPTIMIZERS.get("quits")
     with pytest.raises(InputError, match="did you mean 'acme'"):
         OPTIMIZERS.get("acmee")
 

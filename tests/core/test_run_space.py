@@ -1,5 +1,7 @@
 """The space of a run is made again from the file that its search ran, wherever the command is given."""
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 
 import nas as toolkit
 from nas.errors import InputError
-from nas.run_directory import RunDirectory
+from nas.run_directory import RunDirectory, search_command
 from nas.run_space import file_of_space, recorded_file
 from tests.core.test_cli import nas
 
@@ -114,6 +116,26 @@ def test_the_same_search_goes_on_after_its_file_was_moved(own: Path, monkeypatch
     shutil.copy(own / "compress.py", "compress.py")
     result = toolkit.search("compress.py:make_space", 0.1, workdir=own / "deep" / "er", name="run", trials=2, minimize="seconds")
     assert result.run == own / "deep" / "er" / "run"
+
+
+def test_the_command_that_goes_on_works_in_any_folder(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(own)
+    with RunDirectory(Path("deep/er/run")).record() as record:
+        result = record.fact("result")
+        record._db.execute("DELETE FROM facts WHERE name = 'result'")
+    command = nas("show", "deep/er/run").stdout.splitlines()[-1].removeprefix("go on with: ")
+    assert f" --space {own / 'compress.py'}:make_space " in command
+    monkeypatch.chdir(tmp_path / "other")
+    done = nas(*shlex.split(command)[1:], "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["winners"] == result["winners"]
+    assert [path.name for path in Path.cwd().iterdir()] == ["compress.py"]
+
+
+def test_a_command_names_a_file_that_is_gone_as_it_was_given(own: Path) -> None:
+    (own / "compress.py").unlink()
+    run = own / "deep" / "er" / "run"
+    assert search_command(run, RunDirectory(run).config()).startswith("nas search --space compress.py:make_space ")
 
 
 def test_a_space_known_by_name_has_no_file(tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ def test_the_bounds_and_the_cost_of_the_run_hold_for_what_is_made_of_it(home: Pa
     assert json.loads(command("show", str(run), "--json").stdout)["cascades"][0]["memory_mb"] == found["memory_mb"]
 
 
+def test_where_nothing_is_within_eps_the_ways_out_are_those_that_are_left(home: Path, tmp_path: Path) -> None:
+    run = nas.search(TOY, 1e-9, workdir=tmp_path, name="run", trials=3, where="params<=60%").run
+    for trials, way_out in (("1", "give more --trials, or search with"), ("27", "none is likely to be, however many --trials: search with")):
+        done = command("cascade", str(run), "--trust", "--trials", trials, "--threads", "1", "--quiet")
+        assert done.returncode == 3
+        assert f"nothing is near eps 1e-09; {way_out} a larger --eps or weaker --where" in done.stderr
+
+
 def test_what_was_found_is_shown_chosen_reported_and_carded(home: Path, tmp_path: Path) -> None:
     run = nas.search(TOY, 0.3, workdir=tmp_path, name="run", trials=10).run
     assert run is not None
