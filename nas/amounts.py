@@ -20,6 +20,7 @@ _LEGEND = (
         "calibration error",
         "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own); its effect on L varies",
     ),
+    ("expected L", "what a block alone is expected to cost, from a Taylor expansion of L at the teacher; nothing was measured for it"),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )
 

@@ -11,12 +11,13 @@ import numpy as np
 from nas.arguments import folder
 from nas.bounds import why_nothing
 from nas.cascades import cascades
-from nas.errors import DamagedFile, NasError
+from nas.errors import DamagedFile, InputError, NasError
 from nas.nearby import no_run
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.record import Record
 from nas.run_directory import RunDirectory, check_config, search_command
 from nas.space import Candidate, Choice, SearchSpace, Stage
+from nas.taylor import Taylor
 from nas.trial import Trial, incumbent, least_divergent
 
 
@@ -226,7 +227,8 @@ def recorded_problem(config: Mapping[str, Any], facts: Mapping[str, Any], missin
         space, costs, errors = _from_table(str(config.get("space", {}).get("name", "space")), table)
         objective = search.get("minimize") or objective_of(search, costs.metrics)
         bounds = tuple(Bound.parse(text, costs) for text in search.get("where", ()))
-        return Problem(space, costs, tuple(float(e) for e in search.get("eps", ())) or (0.0,), objective, bounds, errors)
+        taylor = _recorded_taylor(facts, space, missing)
+        return Problem(space, costs, tuple(float(e) for e in search.get("eps", ())) or (0.0,), objective, bounds, errors, taylor)
     except (NasError, KeyError, TypeError, ValueError, AttributeError) as error:
         missing.append(f"The recorded costs of the blocks cannot be used ({type(error).__name__}: {error}).")
         return None
@@ -236,6 +238,20 @@ def objective_of(search: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """The cost that a run minimises, by its configuration; `params`, else the first there is, where that names none of them."""
     known = [metric for metric in (search.get("minimize"), "params", *metrics) if metric in metrics]
     return str(known[0]) if known else "params"
+
+
+def _recorded_taylor(facts: Mapping[str, Any], space: SearchSpace, missing: list[str]) -> Taylor | None:
+    """What was expected of the divergence, where the run kept it."""
+    if facts.get("taylor") is None:
+        return None
+    try:
+        taylor = Taylor.of_rows(facts["taylor"], len(space.stages))
+        if taylor.gram.shape[1] != max(space.sizes):
+            raise InputError(f"it has {taylor.gram.shape[1]} choices a stage, the space {max(space.sizes)}")
+        return taylor
+    except (NasError, ValueError, TypeError) as error:
+        missing.append(f"The recorded Taylor expansion cannot be used ({error}).")
+        return None
 
 
 def _from_table(name: str, table: Mapping[str, Any]) -> tuple[SearchSpace, CostTable, Floats | None]:

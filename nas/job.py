@@ -230,6 +230,8 @@ def _search(
 def _write_facts(record: Record, task: Task, problem: Problem, asked: SearchOptions) -> None:
     """What readers of the record need beside the trials."""
     record.set_fact("table", {**stage_table(problem), "space": task.space.name, "legend": task.legend, "divergence": task.divergence})
+    if problem.taylor is not None:
+        record.set_fact("taylor", problem.taylor.rows)
     record.set_fact("curves", {name: [list(point) for point in curve] for name, curve in task.curves.items()})
     record.set_fact("by_level", {name: dict(errors) for name, errors in task.by_level.items()})
     record.set_fact("trials_asked", asked.trials)

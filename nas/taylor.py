@@ -64,6 +64,26 @@ class Taylor:
         pairs: Floats = np.clip(between, -2.0, 2.0)
         return pairs
 
+    @property
+    def rows(self) -> list[list[float]]:
+        """The form as one matrix `(S K, S K)` of JSON values, which `of_rows` reads back."""
+        size = self.gram.shape[0] * self.gram.shape[1]
+        rows: list[list[float]] = self.gram.reshape(size, size).tolist()
+        return rows
+
+    @classmethod
+    def of_rows(cls, rows: ArrayLike, n_stages: int) -> "Taylor":
+        """The form that gave these rows.
+
+        Raises:
+            InputError: they are no such form.
+        """
+        matrix = np.array(rows, dtype=np.float64)
+        k = len(matrix) // n_stages
+        if matrix.shape != (n_stages * k, n_stages * k):
+            raise InputError(f"a Taylor expansion of {n_stages} stages must be a square matrix of as many blocks, got shape {matrix.shape}")
+        return cls(matrix.reshape(n_stages, k, n_stages, k))
+
     def __call__(self, candidates: ArrayLike) -> Floats:
         """The divergence expected of each candidate, `(n, S) -> (n,)`; never negative."""
         x = np.asarray(candidates, dtype=np.int64)

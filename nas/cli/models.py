@@ -155,14 +155,16 @@ def calibrate(
         print_json(table)
         return
     metrics = _shown_metrics(task.costs.metrics, table)
-    shown = Table("stage", "block", *metrics, "calibration error")
+    words = ("calibration error",) if task.taylor is None else ("calibration error", "expected L")
+    shown = Table("stage", "block", *metrics, *words)
     for stage in table["stages"]:
         for choice in stage["choices"]:
             error = choice["calibration_error"]
-            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), "-" if error is None else f"{error:.4g}")
+            expected = () if task.taylor is None else (f"{choice['expected_divergence']:.3g}",)
+            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), "-" if error is None else f"{error:.4g}", *expected)
         shown.add_section()
     out.print(shown)
-    print_legend("calibration error", block_names=task.legend, quiet=quiet)
+    print_legend(*words, block_names=task.legend, quiet=quiet)
 
 
 def measure(

@@ -38,7 +38,8 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
         f"time, all sessions of this run together: calibrate {seconds['calibrate']:.0f} s, "
         f"measure {seconds['measure']:.0f} s, propose {seconds['propose']:.0f} s, total {seconds['total']:.0f} s"
     )
-    print_legend("L", "held-out L", "calibration error", block_names=table.get("legend", ""), divergence=table.get("divergence", ""), quiet=quiet)
+    words = ("expected L",) if _has_expected(table) else ()
+    print_legend("L", "held-out L", "calibration error", *words, block_names=table.get("legend", ""), divergence=table.get("divergence", ""), quiet=quiet)
     for statement in summary.get("statements", ()):
         out.print(statement)
     for winner in summary["winners"]:
@@ -50,6 +51,11 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
             out.print(f"eps {winner['eps']:g}: {there}", soft_wrap=True)
     for row in summary.get("cascades", ()):
         out.print(f"eps {row['eps']:g}, recalibrated by `nas cascade`: saved in {row['path']}", soft_wrap=True)
+
+
+def _has_expected(table: Mapping[str, Any]) -> bool:
+    """Whether divergences of single blocks were expected before the search."""
+    return "expected_divergence" in table["stages"][0]["choices"][0]
 
 
 def where_saved(winner: Mapping[str, Any]) -> str:
@@ -85,13 +91,15 @@ def winners_table(summary: Mapping[str, Any]) -> Table:
 
 
 def stages_table(winner: Mapping[str, Any], table: Mapping[str, Any], metric: str) -> Table:
-    """One row a stage: the chosen block, its cost beside the teacher's, and its calibration error."""
+    """One row a stage: the chosen block, its cost beside the teacher's, its calibration error and, if known, what it was expected to cost alone."""
+    told = ("calibration error", "expected L") if _has_expected(table) else ("calibration error",)
     title = f"eps {winner['eps']:g}: stage by stage"
-    shown = Table("stage", "block", _METRICS.get(metric, metric), "of teacher's", "calibration error", title=title, title_justify="left", box=SIMPLE_HEAD)
+    shown = Table("stage", "block", _METRICS.get(metric, metric), "of teacher's", *told, title=title, title_justify="left", box=SIMPLE_HEAD)
     for stage in table["stages"]:
         chosen = next(c for c in stage["choices"] if c["name"] == winner["candidate"][stage["name"]])
         teacher = stage["choices"][0]
         error = chosen["calibration_error"]
         share = f"{100 * chosen[metric] / teacher[metric]:.0f} %" if teacher[metric] else "-"
-        shown.add_row(stage["name"], chosen["name"], amount(chosen[metric]), share, "-" if error is None else f"{error:.3g}")
+        expected = (f"{chosen['expected_divergence']:.3g}",) if len(told) > 1 else ()
+        shown.add_row(stage["name"], chosen["name"], amount(chosen[metric]), share, "-" if error is None else f"{error:.3g}", *expected)
     return shown

@@ -1,0 +1,167 @@
+"""The Taylor expansion of divergences against what candidates really diverge by."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas.cut import cut
+from nas.data import Samples
+from nas.evaluators import gauss_newton
+from nas.evaluators.divergence import mean_squared_error
+from nas.evaluators.divergences import cosine_distance, disagreement, kl_divergence
+from nas.evaluators.gauss_newton import NoExpansion, expand
+from nas.graph import StageGraph, Step
+from nas.progress import Quiet
+from nas.taylor import Taylor
+
+
+class Plus(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = self.head(a + b)
+        return out
+
+
+def branches(n_outputs: int, seed: int = 0) -> StageGraph:
+    """Two linear stages side by side, added and mapped."""
+    torch.manual_seed(seed)
+    steps = (
+        Step("a", ("x",), ("u",), nn.Linear(6, 5)),
+        Step("b", ("x",), ("v",), nn.Linear(6, 5)),
+        Step("head", ("u", "v"), ("y",), Plus(nn.Linear(5, n_outputs))),
+    )
+    return StageGraph(("x",), steps, "y")
+
+
+def surrogates(graph: StageGraph, spread: float, seed: int = 1) -> dict[str, tuple[nn.Module, ...]]:
+    """Two blocks a stage, whose weights differ from the teacher's."""
+    torch.manual_seed(seed)
+    blocks: dict[str, tuple[nn.Module, ...]] = {}
+    for name in ("a", "b"):
+        teacher = graph[name].module
+        made = [nn.Linear(6, 5) for _ in range(2)]
+        for block in made:
+            for own, given in zip(block.parameters(), teacher.parameters(), strict=True):
+                own.data = given.data + spread * torch.randn_like(given)
+        blocks[name] = tuple(made)
+    return blocks
+
+
+def samples(n: int = 40) -> Samples:
+    return Samples({"x": torch.randn(n, 6, generator=torch.Generator().manual_seed(2))}, torch.arange(n))
+
+
+def measured(graph: StageGraph, blocks: dict[str, tuple[nn.Module, ...]], candidate: tuple[int, int], divergence: object = mean_squared_error) -> float:
+    x = samples().inputs
+    chosen = {name: blocks[name][k - 1] for name, k in zip(("a", "b"), candidate, strict=True) if k}
+    with torch.no_grad():
+        return float(divergence(graph.run(x), graph.run(x, chosen)).mean())  # type: ignore[operator]
+
+
+def test_it_is_exact_for_linear_stages_side_by_side_and_one_output() -> None:
+    graph = branches(1)
+    blocks = surrogates(graph, 0.3)
+    taylor = expand(graph, blocks, mean_squared_error, samples(), Quiet(), directions=1)
+    for candidate in itertools.product(range(3), range(3)):
+        assert taylor([candidate])[0] == pytest.approx(measured(graph, blocks, candidate), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("divergence", [mean_squared_error, kl_divergence, cosine_distance])
+def test_small_errors_cost_what_it_says(divergence: object) -> None:
+    graph = branches(4)
+    blocks = surrogates(graph, 0.02)
+    taylor = expand(graph, blocks, divergence, samples(), Quiet(), directions=200)  # type: ignore[arg-type]
+    for candidate in ((1, 0), (0, 2), (1, 1), (2, 1)):
+        assert taylor([candidate])[0] == pytest.approx(measured(graph, blocks, candidate, divergence), rel=0.15)
+
+
+def test_the_number_of_samples_at_a_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = branches(4)
+    blocks = surrogates(graph, 0.3)
+    whole = expand(graph, blocks, mean_squared_error, samples(), Quiet(), chunk=40)
+    assert torch.allclose(torch.from_numpy(whole.gram), torch.from_numpy(expand(graph, blocks, mean_squared_error, samples(), Quiet(), chunk=7).gram), rtol=1e-4)
+    monkeypatch.setattr(gauss_newton, "ROOM", 1)
+    assert torch.allclose(torch.from_numpy(whole.gram), torch.from_numpy(expand(graph, blocks, mean_squared_error, samples(), Quiet()).gram), rtol=1e-4)
+
+
+class Inner(nn.Module):
+    """Called with a keyword, returns a dictionary."""
+
+    def __init__(self, weight: nn.Linear) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor, *, scale: float) -> dict[str, Tensor]:
+        return {"value": self.weight(x) * scale}
+
+
+class Model(nn.Module):
+    """Writes over what its stages return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, 6)
+        self.low = Inner(nn.Linear(6, 6))
+        self.high = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.low(self.words(words), scale=2.0)["value"]
+        x.clamp_(min=0)
+        x = self.high(x)
+        x += 1
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_a_cut_model_of_whole_numbers_that_writes_in_place_is_expanded() -> None:
+    torch.manual_seed(0)
+    model = Model().eval()
+    words = Samples({"words": torch.randint(0, 7, (30,), generator=torch.Generator().manual_seed(1))}, torch.arange(30))
+    graph = cut(model, ["low", "high"], words)
+    low, high = nn.Linear(6, 6), nn.Linear(6, 6)
+    low.weight.data, low.bias.data = model.low.weight.weight * 1.001, model.low.weight.bias * 1.001
+    high.weight.data, high.bias.data = model.high.weight * 0.9, model.high.bias * 0.9
+    blocks: dict[str, tuple[nn.Module, ...]] = {"low": (Inner(low),), "high": (high,)}
+    taylor = expand(graph, blocks, mean_squared_error, words, Quiet(), directions=1)
+    with torch.no_grad():
+        teacher = graph.run(words.inputs)
+        alone = [float(mean_squared_error(teacher, graph.run(words.inputs, {name: blocks[name][0]})).mean()) for name in ("low", "high")]
+    assert taylor.losses[:, 1].tolist() == pytest.approx(alone, rel=0.02)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_stage_without_effect_costs_as_good_as_nothing() -> None:
+    graph = branches(2)
+    torch.nn.init.zeros_(graph["head"].module.head.weight)  # type: ignore[union-attr, arg-type]
+    graph = StageGraph(("x",), (*graph.steps[:2], Step("head", ("u",), ("y",), nn.Linear(5, 2))), "y")
+    taylor = expand(graph, surrogates(graph, 0.3), mean_squared_error, samples(), Quiet())
+    assert 0 < taylor.losses[1, 1] < 0.01 * taylor.losses[0, 1]
+
+
+def refuses(teacher: Tensor, candidate: Tensor) -> Tensor:
+    return torch.from_numpy(((teacher - candidate).numpy() ** 2).mean(1))
+
+
+def absolute(teacher: Tensor, candidate: Tensor) -> Tensor:
+    return (teacher - candidate).abs().mean(1)
+
+
+@pytest.mark.parametrize("divergence", [disagreement, refuses, absolute])
+def test_a_divergence_that_cannot_be_differentiated_twice_is_told(divergence: object) -> None:
+    graph = branches(4)
+    with pytest.raises(NoExpansion):
+        expand(graph, surrogates(graph, 0.3), divergence, samples(), Quiet())  # type: ignore[arg-type]
+
+
+def test_gradients_are_asked_of_nothing_afterwards() -> None:
+    graph = branches(2)
+    blocks = surrogates(graph, 0.3)
+    assert isinstance(expand(graph, blocks, mean_squared_error, samples(), Quiet()), Taylor)
+    assert all(p.grad is None for step in graph.steps for p in step.module.parameters())
+    assert all(p.grad is None for row in blocks.values() for block in row for p in block.parameters())
