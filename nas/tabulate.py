@@ -120,15 +120,7 @@ def _belongs(arrays: Arrays, task: Task) -> bool:
     if (errors is None) != (task.calibration_errors is None):
         return False
     same_errors = errors is None or np.array_equal(errors, np.asarray(task.calibration_errors), equal_nan=True)
-    return same_errors and _same_taylor(arrays, task) and _same_costs(arrays, task.costs)
-
-
-def _same_taylor(arrays: Arrays, task: Task) -> bool:
-    """Whether both have the same expansion or none."""
-    known = arrays.get("taylor")
-    if known is None or task.taylor is None:
-        return known is None and task.taylor is None
-    return np.array_equal(known, task.taylor.gram)
+    return same_errors and _same_costs(arrays, task.costs)
 
 
 def _same_costs(arrays: Arrays, costs: CostTable) -> bool:

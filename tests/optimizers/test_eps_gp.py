@@ -19,7 +19,10 @@ from nas.optimizers.expected import centred_log_errors, surrogates
 from nas.optimizers.selection import believe
 from nas.optimizers.stopping import count_cheaper, for_one_eps, probability_of_any
 from nas.problem import Bound, CostTable, Problem
+from nas.progress import Quiet
 from nas.space import Candidate, SearchSpace
+from nas.spaces.synthetic import make_synthetic
+from nas.taylor import Taylor
 from nas.trial import Trial, incumbent
 
 Measure = Callable[[Candidate], float | None]
@@ -362,3 +365,26 @@ def test_the_model_is_offered_as_a_botorch_model() -> None:
     problem = make_problem([3, 3, 3])
     model = EpsGP(problem).model(some_trials(problem))
     assert model.train_inputs[0].shape == (12, 3)
+
+
+def test_with_an_exact_expansion_the_optimum_is_found_at_once() -> None:
+    task = make_synthetic(11, stages=6, choices=4, compounding=0.0, noise=0.0, taylor=0.0).prepare(Quiet())
+    problem = Problem(task.space, task.costs, (0.003,), calibration_errors=task.calibration_errors)
+
+    def measure(candidate: Candidate) -> float | None:
+        return task.evaluator.measure([candidate])[0].divergence
+
+    def least(problem: Problem) -> float:
+        found = incumbent(run(problem, measure, 3), 0.003, "params")
+        return found.costs["params"] if found else math.inf
+
+    assert least(dataclasses.replace(problem, taylor=task.taylor)) < least(problem)
+
+
+def test_an_expansion_dominates_in_place_of_calibration_errors() -> None:
+    costs = CostTable({"params": np.array([[10.0, 8.0, 6.0]])})
+    form = np.zeros((1, 3, 1, 3))
+    form[0, 1, 0, 1], form[0, 2, 0, 2] = 9.0, 1.0
+    problem = Problem(SearchSpace.of_sizes("one", [3]), costs, (0.1,), calibration_errors=np.array([[0.0, 1.0, 9.0]]))
+    assert EpsGP(problem).pruned([]) == {}
+    assert EpsGP(dataclasses.replace(problem, taylor=Taylor(form))).pruned([]) == {"s0": ["c1"]}

@@ -169,3 +169,26 @@ def test_a_recipe_that_breaks_the_contract_is_named_before_anything_is_calibrate
 def test_a_cost_that_is_unknown_to_a_table_is_refused_by_name(network: NetworkSpace) -> None:
     with pytest.raises(InputError, match="unknown metric 'flops'"):
         nas.search(network, 0.05, workdir=None, minimize="flops")
+
+
+def test_the_divergence_is_expanded_once_and_kept(network: NetworkSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = network.prepare(Quiet()).taylor
+    assert first is not None
+    tiny = network.prepare(Quiet()).evaluator.measure([(2, 0, 0)])[0].divergence
+    assert tiny is not None
+    assert 0.3 < first([(2, 0, 0)])[0] / tiny < 3
+    monkeypatch.setattr("nas.spaces.network.expand", None)
+    second = network.prepare(Quiet()).taylor
+    assert second is not None
+    np.testing.assert_array_equal(first.gram, second.gram)
+
+
+def test_a_divergence_without_expansion_is_noted_and_searched_all_the_same(network: NetworkSpace) -> None:
+    task = replace(network, divergence=steps).prepare(Quiet())
+    assert task.taylor is None
+    assert any("there is no Taylor expansion of the divergence" in note for note in task.notes)
+    assert task.evaluator.measure([(2, 2, 2)])[0].divergence is not None
+
+
+def steps(teacher: Tensor, candidate: Tensor) -> Tensor:
+    return ((teacher - candidate).abs() > 0.1).float().flatten(1).mean(1)
