@@ -63,14 +63,14 @@ DETERMINISTIC = ("eps_gp",)
 EPS = (0.002, 0.003, 0.005)
 """Synthetic instances take these in turn."""
 
-MEASURED: dict[str, Any] = {"sensitivity": 2.0, "deviation": 0.7, "interaction": 0.0, "interaction_spread": 0.4, "taylor": 0.4}
-"""What `tocsr_table` shows, of its losses and of its Taylor expansion."""
+MEASURED: dict[str, Any] = {"sensitivity": 2.0, "deviation": 0.7, "interaction": 0.0, "interaction_spread": 0.4, "foresight": 0.4}
+"""What `tocsr_table` shows, of its losses and of how well they are foreseen."""
 
 SYNTHETIC: dict[str, Callable[[int], Space]] = {
     "informative": lambda seed: make_synthetic(seed, stages=10, choices=4),
-    "expanded": lambda seed: make_synthetic(seed, stages=10, choices=4, taylor=0.4),
+    "foreseen": lambda seed: make_synthetic(seed, stages=10, choices=4, foresight=0.4),
     "as_measured": lambda seed: make_synthetic(seed, stages=10, choices=4, **MEASURED),
-    "measured_errors": lambda seed: make_synthetic(seed, stages=10, choices=4, **{**MEASURED, "taylor": None}),
+    "unforeseen": lambda seed: make_synthetic(seed, stages=10, choices=4, **{**MEASURED, "foresight": None}),
     "many_choices": lambda seed: make_synthetic(seed, stages=8, choices=6),
     "uninformative": lambda seed: make_synthetic(seed, stages=8, choices=4, informativeness=0.0),
     "noisy": lambda seed: make_synthetic(seed, stages=8, choices=4, noise=0.2),
@@ -231,7 +231,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--instances", type=int, default=3, help="instances of each synthetic family")
     parser.add_argument("--first-seed", type=int, default=1000, help="of the synthetic instances")
     parser.add_argument("--optimizers", default=",".join(PEERS))
-    parser.add_argument("--families", default="nasbench201,tocsr_table,informative,many_choices,uninformative,noisy,heavy_tails,cancelling,entangled")
+    parser.add_argument("--families", default=",".join(["nasbench201", "tocsr_table", *SYNTHETIC]))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")

@@ -2,9 +2,9 @@
 
     python benchmarks/stopping_honesty.py --runs 100 --first-seed 5000 [--delta 0.01] [--stages 7] [--choices 4] [--minutes 10] [--jobs 4] [--out FILE]
 
-Runs synthetic landscapes of several kinds in turn (interactions, noise, calibration errors informative or not), each searched at one eps until eps_gp
-stops or `--trials` are spent. Prints one line of JSON a run (so that a longer run only needs another first seed) and a last line with, over the runs that
-stopped: the share that was wrong (a cheaper feasible candidate existed), the mean probability stated, and measurements needed.
+Runs synthetic landscapes of several kinds in turn (interactions, noise, calibration errors informative or not, losses foreseen well or badly), each
+searched at one eps until eps_gp stops or `--trials` are spent. Prints one line of JSON a run (so that a longer run only needs another first seed) and a last
+line with, over the runs that stopped: the share that was wrong (a cheaper feasible candidate existed), the mean probability stated, and measurements needed.
 """
 
 import argparse
@@ -34,6 +34,9 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"interaction_spread": 0.35},
     {"informativeness": 0.0},
     {"informativeness": None},
+    {"foresight": 0.4},
+    {"foresight": 1.0},
+    {"foresight": 0.4, "sensitivity": 2.0, "deviation": 0.7, "interaction": 0.0, "interaction_spread": 0.4},
 )
 EPS = (0.001, 0.003, 0.005, 0.007)
 
@@ -43,7 +46,7 @@ def one_run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     kind = KINDS[seed % len(KINDS)]
     eps = EPS[seed // len(KINDS) % len(EPS)]
     task = make_synthetic(seed, stages=options.stages, choices=options.choices, **kind).prepare(Quiet())
-    problem = Problem(task.space, task.costs, (eps,), calibration_errors=task.calibration_errors)
+    problem = Problem(task.space, task.costs, (eps,), calibration_errors=task.calibration_errors, expected_losses=task.expected_losses)
     optimizer = EpsGP(problem, seed, delta=options.delta)
     trials: list[Trial] = []
     while len(trials) < options.trials and (proposed := optimizer.propose(trials)):

@@ -1,21 +1,31 @@
-"""The Taylor expansion of the divergence (`nas.taylor`), from a backward pass of the teacher on a few samples, before any candidate is measured.
+"""What each surrogate block is expected to cost alone, from a backward pass of the teacher on a few samples: nothing is measured for it.
 
-Every stage's surrogate blocks run on what the teacher's block reads, which gives `delta_sk`. For a random direction `u` of the output, with independent
-signs, `E[u u'] = 1` (Hutchinson), so that
+Replacing the block of stage `s` by choice `k` changes what the stage writes by `delta`, and the network's output by `J delta` to first order. A divergence is
+least at the teacher, so that to second order (`H` its Hessian by the output; Gauss-Newton)
 
-    delta' J' H J delta = E[(J' u . delta) (J' H u . delta)]
+    L = mean over samples of (J delta)' H (J delta) / 2
+
+Every stage's surrogate blocks run on what the teacher's block reads, which gives all `delta`. For a random direction `u` of the output, with independent
+signs, `E[u u'] = 1` [Hutchinson], so that
+
+    (J delta)' H (J delta) = E[(J' u . delta) (J' H u . delta)]
 
 and two backward passes, from `u` and from `H u`, serve all blocks of all stages. `H u` is the derivative of the divergence's own gradient along `u`; where it
 is a multiple of `u`, as for a mean squared error, one pass is enough.
 
-Symbols: `S` stages, `K` choices, `n` rows (samples x directions).
+The same products would tell how the losses of two blocks add up or cancel; measured tables show that too little is left of it once blocks err by
+more than a little (`docs/arena.md`).
+
+Symbols: `S` stages, `K` choices, `n` samples.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +35,19 @@ from nas.evaluators.memory import peak_bytes
 from nas.evaluators.numerics import FP32
 from nas.evaluators.resident import ResidentModules
 from nas.graph import StageGraph, Step
+from nas.problem import Floats
 from nas.progress import Progress
-from nas.taylor import Taylor
 
 ROOM = 2 << 30
 """Bytes that the values kept for the backward pass may take; at least one sample at a time is run."""
 
 
+LEAST = 1e-3
+"""Losses are taken as at least this share of the least positive one; so are those that sampling made negative."""
+
+
 class NoExpansion(Exception):
-    """The divergence has no Taylor expansion at the teacher, or it cannot be computed; the message says why."""
+    """The divergence has no second order around the teacher, or it cannot be computed; the message says why."""
 
 
 class _Probed(nn.Module):
@@ -72,12 +86,12 @@ class _Network:
     """What is expanded: a teacher, its stages by name with their surrogate blocks, and the divergence of its output."""
 
     graph: StageGraph
-    blocks: dict[str, tuple[nn.Module, ...]]
+    blocks: Mapping[str, Sequence[nn.Module]]
     divergence: Divergence
     resident: ResidentModules
 
-    def moments(self, samples: Samples, random: Sequence[torch.Generator]) -> Tensor:
-        """Sum over samples and directions, one from each generator, of `(J' u . delta) (J' H u . delta)'`, symmetric, `(S K, S K)`."""
+    def curvature(self, samples: Samples, random: Sequence[torch.Generator]) -> Tensor:
+        """Sum over samples and directions, one from each generator, of `(J' u . delta) (J' H u . delta)`, `(S, K)`; 0 for teachers and padding."""
         probed = {name: _Probed(self.graph[name], surrogates, self.resident) for name, surrogates in self.blocks.items()}
         output: Tensor = self.graph.run(samples.inputs, probed)
         slope_at = output.detach().requires_grad_()
@@ -87,8 +101,8 @@ class _Network:
             u = torch.randint(0, 2, output.shape, generator=source).to(output) * 2 - 1
             (curved,) = torch.autograd.grad(slope, slope_at, u, retain_graph=True)
             one, multiple = self._along(probed, output, u), _multiple(u, curved)
-            other = self._along(probed, output, curved) if multiple is None else one * multiple
-            total = total.to(one) + (one.T @ other + other.T @ one) / 4
+            other = self._along(probed, output, curved) if multiple is None else one * multiple[:, :, None]
+            total = total.to(one) + (one * other).sum(0)
         return total
 
     def _slope(self, teacher: Tensor, candidate: Tensor, samples: Samples) -> Tensor:
@@ -100,7 +114,7 @@ class _Network:
         return slope
 
     def _along(self, probed: dict[str, _Probed], output: Tensor, direction: Tensor) -> Tensor:
-        """`J' direction . delta` of each sample and block, `(n, S K)`; 0 for teachers and padding."""
+        """`J' direction . delta` of each sample and block, `(n, S, K)`; 0 for teachers and padding."""
         zeros = [zero for one in probed.values() for zero in one.zeros]
         gradients = iter(torch.autograd.grad(output, zeros, direction, retain_graph=True, allow_unused=True))
         n_choices = 1 + max(map(len, self.blocks.values()))
@@ -110,20 +124,20 @@ class _Network:
             for k, change in enumerate(one.changes, start=1):
                 parts = [(g * c).flatten(1).sum(1, dtype=torch.float64) for g, c in zip(by_value, change, strict=True) if g is not None]
                 found[:, s, k] = sum(parts, found[:, s, k])
-        return found.flatten(1)
+        return found
 
 
-def expand(
+def expected_losses(
     graph: StageGraph,
-    blocks: dict[str, tuple[nn.Module, ...]],
+    blocks: Mapping[str, Sequence[nn.Module]],
     divergence: Divergence,
     samples: Samples,
     progress: Progress,
     *,
     chunk: int = 32,
     directions: int = 2,
-) -> Taylor:
-    """The expansion of the mean divergence over the samples.
+) -> Floats:
+    """The divergence that each block is expected to cost alone, `(S, K)`: 0 for the teacher's, positive for the others, NaN in the padding.
 
     Args:
         graph: the teacher.
@@ -139,24 +153,26 @@ def expand(
     """
     device = graph.device or samples.device
     network = _Network(graph, blocks, divergence, ResidentModules(device))
-    n_choices = 1 + max(map(len, blocks.values()))
-    total = torch.zeros(len(blocks) * n_choices, len(blocks) * n_choices, dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
     try:
         with _frozen(graph), torch.enable_grad(), FP32.context(device):
             one, random = samples.rows(slice(0, 1)).to(device), [torch.Generator() for _ in range(directions)]
-            rows = min(chunk, max(1, ROOM // max(1, peak_bytes(lambda: network.moments(one, random)))))
+            rows = min(chunk, max(1, ROOM // max(1, peak_bytes(lambda: network.curvature(one, random)))))
             for seed, source in enumerate(random):
                 source.manual_seed(seed)
-            for part in progress.track(list(samples.chunks(rows)), "Taylor expansion"):
-                total += network.moments(part.to(device), random).cpu()
+            for part in progress.track(list(samples.chunks(rows)), "expected losses"):
+                total = total + network.curvature(part.to(device), random).cpu()
     except NoExpansion:
         raise
     except Exception as error:  # of code that was not written to be differentiated
         raise NoExpansion(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}") from error
-    gram = (total / (len(samples) * directions)).reshape(len(blocks), n_choices, len(blocks), n_choices)
-    if not torch.isfinite(gram).all() or not (torch.einsum("sksk->sk", gram) > 0).any():
+    losses: Floats = (total / (2 * directions * len(samples))).numpy()
+    k = np.arange(losses.shape[1])
+    replaced = (k > 0) & (k <= np.array([[len(surrogates)] for surrogates in blocks.values()]))
+    if not np.isfinite(losses).all() or not (losses[replaced] > 0).any():
         raise NoExpansion("the divergence does not curve at the teacher, or not finitely")
-    return Taylor(gram.numpy())
+    least = LEAST * losses[losses > 0].min()
+    return np.where(replaced, np.maximum(losses, least), np.where(k > 0, math.nan, 0.0))
 
 
 def _multiple(u: Tensor, curved: Tensor) -> Tensor | None:

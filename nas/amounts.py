@@ -20,7 +20,7 @@ _LEGEND = (
         "calibration error",
         "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own); its effect on L varies",
     ),
-    ("expected L", "what a block alone is expected to cost, from a Taylor expansion of L at the teacher; nothing was measured for it"),
+    ("expected L", "what a block alone is expected to cost, to second order around the teacher; nothing was measured for it"),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )
 
@@ -81,6 +81,15 @@ def exact(value: float) -> str:
     """
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))
+
+
+def rounded(value: float | None, digits: int) -> str:
+    """A number with so many digits; a dash where it is unknown.
+
+    >>> rounded(0.012345, 3), rounded(None, 3)
+    ('0.0123', '-')
+    """
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def amount(value: float) -> str:

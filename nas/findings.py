@@ -11,13 +11,12 @@ import numpy as np
 from nas.arguments import folder
 from nas.bounds import why_nothing
 from nas.cascades import cascades
-from nas.errors import DamagedFile, InputError, NasError
+from nas.errors import DamagedFile, NasError
 from nas.nearby import no_run
 from nas.problem import Bound, CostTable, Floats, Problem
 from nas.record import Record
 from nas.run_directory import RunDirectory, check_config, search_command
 from nas.space import Candidate, Choice, SearchSpace, Stage
-from nas.taylor import Taylor
 from nas.trial import Trial, incumbent, least_divergent
 
 
@@ -224,11 +223,10 @@ def recorded_problem(config: Mapping[str, Any], facts: Mapping[str, Any], missin
         missing.append("The costs of the blocks are not recorded: the run stopped before its space was ready, or was made by another version.")
         return None
     try:
-        space, costs, errors = _from_table(str(config.get("space", {}).get("name", "space")), table)
+        space, costs, errors, expected = _from_table(str(config.get("space", {}).get("name", "space")), table)
         objective = search.get("minimize") or objective_of(search, costs.metrics)
         bounds = tuple(Bound.parse(text, costs) for text in search.get("where", ()))
-        taylor = _recorded_taylor(facts, space, missing)
-        return Problem(space, costs, tuple(float(e) for e in search.get("eps", ())) or (0.0,), objective, bounds, errors, taylor)
+        return Problem(space, costs, tuple(float(e) for e in search.get("eps", ())) or (0.0,), objective, bounds, errors, expected)
     except (NasError, KeyError, TypeError, ValueError, AttributeError) as error:
         missing.append(f"The recorded costs of the blocks cannot be used ({type(error).__name__}: {error}).")
         return None
@@ -240,31 +238,18 @@ def objective_of(search: Mapping[str, Any], metrics: Sequence[str]) -> str:
     return str(known[0]) if known else "params"
 
 
-def _recorded_taylor(facts: Mapping[str, Any], space: SearchSpace, missing: list[str]) -> Taylor | None:
-    """What was expected of the divergence, where the run kept it."""
-    if facts.get("taylor") is None:
-        return None
-    try:
-        taylor = Taylor.of_rows(facts["taylor"], len(space.stages))
-        if taylor.gram.shape[1] != max(space.sizes):
-            raise InputError(f"it has {taylor.gram.shape[1]} choices a stage, the space {max(space.sizes)}")
-        return taylor
-    except (NasError, ValueError, TypeError) as error:
-        missing.append(f"The recorded Taylor expansion cannot be used ({error}).")
-        return None
-
-
-def _from_table(name: str, table: Mapping[str, Any]) -> tuple[SearchSpace, CostTable, Floats | None]:
-    """Space, costs and calibration errors that `nas.job.stage_table` wrote down."""
+def _from_table(name: str, table: Mapping[str, Any]) -> tuple[SearchSpace, CostTable, Floats | None, Floats | None]:
+    """Space, costs, calibration errors and expected losses that `nas.job.stage_table` wrote down."""
     rows = table["stages"]
     space = SearchSpace(name, tuple(Stage(row["name"], tuple(Choice(choice["name"]) for choice in row["choices"])) for row in rows))
     shape = (len(rows), max(space.sizes))
     by_choice = {metric: np.full(shape, np.nan) for metric in table["fixed"]}
-    errors = np.full(shape, np.nan)
+    told = {"calibration_error": np.full(shape, np.nan), "expected_loss": np.full(shape, np.nan)}
     for s, row in enumerate(rows):
         for k, choice in enumerate(row["choices"]):
             for metric, values in by_choice.items():
                 values[s, k] = float(choice[metric])
-            errors[s, k] = math.nan if choice.get("calibration_error") is None else float(choice["calibration_error"])
-    known = bool(np.isfinite(errors[:, 1:]).any())
-    return space, CostTable(by_choice, {m: float(v) for m, v in table["fixed"].items()}), errors if known else None
+            for name, values in told.items():
+                values[s, k] = math.nan if choice.get(name) is None else float(choice[name])
+    errors, expected = (values if np.isfinite(values[:, 1:]).any() else None for values in told.values())
+    return space, CostTable(by_choice, {m: float(v) for m, v in table["fixed"].items()}), errors, expected

@@ -36,7 +36,6 @@ from nas.run_directory import RunDirectory
 from nas.run_space import recorded_file
 from nas.space import SearchSpace
 from nas.study import Study, Winner
-from nas.taylor import Taylor
 from nas.trial import Trial
 from nas.versions import installed
 
@@ -140,11 +139,13 @@ def run_name(name: str, config: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def make_problem(space: SearchSpace, costs: CostTable, asked: SearchOptions, calibration_errors: Floats | None = None, taylor: Taylor | None = None) -> Problem:
+def make_problem(
+    space: SearchSpace, costs: CostTable, asked: SearchOptions, calibration_errors: Floats | None = None, expected_losses: Floats | None = None
+) -> Problem:
     """The problem that a space and the options state; an unknown metric or a bound that nothing satisfies is an error."""
     bounds = tuple(Bound.parse(text, costs) for text in asked.where)
     check_together(bounds, costs)
-    return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors, taylor)
+    return Problem(space, costs, asked.eps, default_objective(costs, asked.minimize), bounds, calibration_errors, expected_losses)
 
 
 def asked_metrics(asked: SearchOptions) -> set[str]:
@@ -193,7 +194,7 @@ def _search(
     calibrated = time.monotonic()
     for note in task.notes:
         report.note(note)
-    problem = make_problem(task.space, asked_costs(source, task.costs, asked, task.space), asked, task.calibration_errors, task.taylor)
+    problem = make_problem(task.space, asked_costs(source, task.costs, asked, task.space), asked, task.calibration_errors, task.expected_losses)
     record = run.record() if run else Record()
     _write_facts(record, task, problem, asked)
     record.set_fact("blocks", dict(task.blocks))
@@ -230,8 +231,6 @@ def _search(
 def _write_facts(record: Record, task: Task, problem: Problem, asked: SearchOptions) -> None:
     """What readers of the record need beside the trials."""
     record.set_fact("table", {**stage_table(problem), "space": task.space.name, "legend": task.legend, "divergence": task.divergence})
-    if problem.taylor is not None:
-        record.set_fact("taylor", problem.taylor.rows)
     record.set_fact("curves", {name: [list(point) for point in curve] for name, curve in task.curves.items()})
     record.set_fact("by_level", {name: dict(errors) for name, errors in task.by_level.items()})
     record.set_fact("trials_asked", asked.trials)

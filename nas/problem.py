@@ -15,7 +15,6 @@ from nas.arguments import instance, number, several, shown
 from nas.arguments import text as a_text
 from nas.errors import InputError, did_you_mean
 from nas.space import SearchSpace
-from nas.taylor import Taylor
 
 Floats = NDArray[np.float64]
 
@@ -113,7 +112,7 @@ class Problem:
     """Minimise `objective` subject to divergence <= eps (each eps its own winner) and to bounds on known metrics.
 
     `calibration_errors` `(S, K)`: the error of each calibrated block, 0 for the teacher, NaN where unknown; None when nothing is known.
-    `taylor`: what is expected of the divergence before any trial, if that is known.
+    `expected_losses` `(S, K)`: the divergence that each block is expected to cost alone, in the same form.
     """
 
     space: SearchSpace
@@ -122,7 +121,7 @@ class Problem:
     objective: str = "params"
     bounds: tuple[Bound, ...] = ()
     calibration_errors: Floats | None = None
-    taylor: Taylor | None = None
+    expected_losses: Floats | None = None
 
     def __post_init__(self) -> None:
         instance("costs", self.costs, CostTable, "a space's costs() are one")
@@ -135,8 +134,8 @@ class Problem:
 
     @property
     def known_errors(self) -> Floats | None:
-        """What orders the choices of a stage by their losses, `(S, K)`: the Taylor expansion, else calibration errors; None without either."""
-        return self.calibration_errors if self.taylor is None else self.taylor.losses
+        """What orders the choices of a stage by their losses, `(S, K)`: expected losses, else calibration errors; None without either."""
+        return self.calibration_errors if self.expected_losses is None else self.expected_losses
 
     def cost(self, candidates: ArrayLike) -> Floats:
         """The objective of each candidate, `(n, S) -> (n,)`."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nas.problem import CostTable, Floats, Problem
 from nas.space import Candidate, SearchSpace
-from nas.taylor import Taylor
 from nas.trial import Measurement, Trial
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ class CanForecast(Protocol):
 class Task:
     """A space made ready to be searched: calibrated, counted, measurable.
 
-    `taylor` is what the divergence is expected to be before anything is measured, if that is known.
+    `expected_losses` `(S, K)` is the divergence that each block is expected to cost alone, as `calibration_errors` 0 for the teacher and NaN where unknown.
     `scale` is the variance of the teacher's output on the measured samples: divergence / scale is relative; None for divergences in another unit
     than its square. `divergence` says in a few words what L is. `verifier` measures on
     held-out data; `heldout_loss` is the task's own loss there; `export` writes a candidate's model into a
@@ -171,7 +170,7 @@ class Task:
     costs: CostTable
     evaluator: Evaluator
     calibration_errors: Floats | None = None
-    taylor: Taylor | None = None
+    expected_losses: Floats | None = None
     scale: float | None = None
     verifier: Evaluator | None = None
     heldout_loss: Callable[[Candidate], float] | None = None

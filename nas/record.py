@@ -42,7 +42,7 @@ _RESULT: Form = {
 }  # fmt: skip
 _FACTS: dict[str, Form] = {
     "table": _TABLE, "result": _RESULT, "seconds": {"calibrate": _NUMBER, "total": _NUMBER}, "seconds_proposing": _NUMBER, "verdicts": {str: dict},
-    "saved": {str: [int]}, "curves": {str: [[_NUMBER]]}, "by_level": {str: {str: _NUMBER}}, "blocks": {str: str}, "taylor": [[_NUMBER]], "config": {str: dict},
+    "saved": {str: [int]}, "curves": {str: [[_NUMBER]]}, "by_level": {str: {str: _NUMBER}}, "blocks": {str: str}, "config": {str: dict},
 }  # fmt: skip
 
 

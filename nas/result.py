@@ -89,19 +89,23 @@ class SearchResult:
 
 
 def stage_table(problem: Problem) -> dict[str, Any]:
-    """Every stage's choices with their costs, calibration errors and, if known, expected divergences; and the fixed part.
+    """Every stage's choices with their costs, calibration errors and, if known, expected losses; and the fixed part.
 
     It is what a reader needs to understand a winner.
     """
 
     def choice(s: int, k: int, name: str) -> dict[str, Any]:
         row: dict[str, Any] = {"name": name, **{metric: _number(table[s, k]) for metric, table in problem.costs.by_choice.items()}}
-        error = None if problem.calibration_errors is None else float(problem.calibration_errors[s, k])
-        told = {} if problem.taylor is None else {"expected_divergence": float(problem.taylor.losses[s, k]) if k else 0.0}
-        return {**row, "calibration_error": None if error is None or math.isnan(error) else error, **told}
+        expected = {} if problem.expected_losses is None else {"expected_loss": _known(problem.expected_losses[s, k])}
+        return {**row, "calibration_error": None if problem.calibration_errors is None else _known(problem.calibration_errors[s, k]), **expected}
 
     stages = [{"name": stage.name, "choices": [choice(s, k, c.name) for k, c in enumerate(stage.choices)]} for s, stage in enumerate(problem.space.stages)]
     return {"stages": stages, "fixed": {metric: _number(problem.costs.fixed.get(metric, 0.0)) for metric in problem.costs.metrics}}
+
+
+def _known(value: float) -> float | None:
+    """None for NaN."""
+    return None if math.isnan(value) else float(value)
 
 
 def _number(value: float) -> float | int:

@@ -80,7 +80,8 @@ class Study:
                 left = self.problem.space.n_candidates - len({self.problem.space.teacher, *(t.candidate for t in trials)})
                 return "exhausted" if left == 0 else "proof"
             candidate, future = under_way.popleft()
-            predicted = self.optimizer.predict(trials, [candidate])[0] if (trials or self.problem.taylor) and isinstance(self.optimizer, Predicts) else None
+            foreseen = trials or self.problem.expected_losses is not None
+            predicted = self.optimizer.predict(trials, [candidate])[0] if foreseen and isinstance(self.optimizer, Predicts) else None
             trial = self._measured(candidate, future.result(), trials)
             if predicted is not None:
                 trial = replace(trial, attrs={**trial.attrs, "predicted": [float(value) for value in predicted]})

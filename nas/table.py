@@ -5,7 +5,7 @@
     cost_<metric>     (S, max K)       one array a metric, at least one; padding is ignored
     fixed_<metric>    scalar           cost of what is not searched, 0 when absent; needs its cost_<metric>
     calibration_error (S, max K)       optional; NaN means unknown, column 0 counts as 0
-    taylor (S, max K, S, max K)        optional; the divergence expected before any measurement (`nas.taylor`)
+    expected_loss (S, max K)           optional; the divergence expected of each block alone; NaN means unknown, column 0 counts as 0
     stderr            (prod sizes,)    optional standard errors of the divergences
     stage_names       (S,)             optional texts; s0, s1, ... when absent
     choice_names      (S, max K)       optional texts, column 0 'teacher', padding is ignored; teacher, c1, c2, ... when absent
@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from nas.errors import InputError
 from nas.problem import CostTable, Floats
 from nas.space import TEACHER, SearchSpace
-from nas.taylor import Taylor
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -43,7 +42,7 @@ UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, SyntaxError, M
 
 @dataclass(frozen=True)
 class Table:
-    """All divergences of a space, `(N,)`, with its costs, and if known calibration and standard errors, names (of each stage's choices), Taylor expansion."""
+    """All divergences of a space, `(N,)`, with its costs, and if known calibration and standard errors, expected losses, names (of each stage's choices)."""
 
     sizes: tuple[int, ...]
     divergence: Floats
@@ -51,7 +50,7 @@ class Table:
     calibration_errors: Floats | None = None
     stderr: Floats | None = None
     names: Mapping[str, Sequence[str]] | None = None
-    taylor: Taylor | None = None
+    expected_losses: Floats | None = None
 
 
 def names_of(space: SearchSpace) -> dict[str, tuple[str, ...]]:
@@ -94,7 +93,7 @@ def write_table(path: Path, table: Table, more: Arrays | None = None) -> None:
     arrays |= {f"cost_{metric}": values for metric, values in table.costs.by_choice.items()}
     arrays |= {f"fixed_{metric}": value for metric, value in table.costs.fixed.items()}
     arrays |= {} if table.calibration_errors is None else {"calibration_error": table.calibration_errors}
-    arrays |= {} if table.taylor is None else {"taylor": table.taylor.gram}
+    arrays |= {} if table.expected_losses is None else {"expected_loss": table.expected_losses}
     arrays |= {} if table.stderr is None else {"stderr": table.stderr}
     arrays |= {} if table.names is None else name_arrays(table.names)
     arrays |= more or {}
@@ -116,12 +115,13 @@ def parse_table(arrays: Arrays) -> Table:
         first = int(np.isnan(divergence).argmax())
         raise InputError(f"'divergence' must not be NaN, got NaN at entry {first} (counted from 0); use inf for a failed measurement")
     used = np.arange(padded[1]) < np.array(sizes)[:, None]
-    errors, stderr = _calibration_errors(arrays, padded, used), _stderr(arrays, n)
-    return Table(sizes, divergence, _costs(arrays, padded, used), errors, stderr, _names(arrays, sizes), _taylor(arrays, used))
+    errors, expected = (_of_blocks(name, arrays, padded, used) for name in ("calibration_error", "expected_loss"))
+    return Table(sizes, divergence, _costs(arrays, padded, used), errors, _stderr(arrays, n), _names(arrays, sizes), expected)
 
 
 def _is_known(name: str) -> bool:
-    return name in {"sizes", "divergence", "calibration_error", "taylor", "stderr", "stage_names", "choice_names"} or name.startswith(("cost_", "fixed_"))
+    known = {"sizes", "divergence", "calibration_error", "expected_loss", "stderr", "stage_names", "choice_names"}
+    return name in known or name.startswith(("cost_", "fixed_"))
 
 
 def _sizes(arrays: Arrays) -> tuple[int, ...]:
@@ -156,25 +156,14 @@ def _costs(arrays: Arrays, padded: tuple[int, int], used: NDArray[np.bool_]) -> 
     return CostTable(by_choice, fixed)
 
 
-def _calibration_errors(arrays: Arrays, padded: tuple[int, int], used: NDArray[np.bool_]) -> Floats | None:
-    if "calibration_error" not in arrays:
+def _of_blocks(name: str, arrays: Arrays, padded: tuple[int, int], used: NDArray[np.bool_]) -> Floats | None:
+    """What is known of each block, 0 for the teacher's; None if there is no such array."""
+    if name not in arrays:
         return None
-    errors = np.where(used, _floats(arrays, "calibration_error", padded), np.nan)
-    errors[:, 0] = 0.0
-    _check_entries("calibration_error", errors, (errors < 0) | np.isinf(errors), ", or NaN where it is unknown")
-    return errors
-
-
-def _taylor(arrays: Arrays, used: NDArray[np.bool_]) -> Taylor | None:
-    if "taylor" not in arrays:
-        return None
-    gram = _floats(arrays, "taylor", used.shape * 2)
-    replaced = used.copy()
-    replaced[:, 0] = False
-    try:
-        return Taylor(np.where(np.multiply.outer(replaced, replaced), gram, 0.0))
-    except InputError as error:
-        raise InputError(f"'taylor': {error}") from None
+    values = np.where(used, _floats(arrays, name, padded), np.nan)
+    values[:, 0] = 0.0
+    _check_entries(name, values, (values < 0) | np.isinf(values), ", or NaN where it is unknown")
+    return values
 
 
 def _stderr(arrays: Arrays, n: int) -> Floats | None:

@@ -89,7 +89,7 @@ def _measured(task: Task, candidates: Sequence[Candidate]) -> tuple[Floats, Floa
 
 
 def _table(task: Task, divergence: Floats, stderr: Floats) -> Table:
-    return Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr, names_of(task.space), task.taylor)
+    return Table(task.space.sizes, divergence, task.costs, task.calibration_errors, stderr, names_of(task.space), task.expected_losses)
 
 
 def _resumed(part: Path, task: Task, origin: str) -> tuple[Floats, Floats]:

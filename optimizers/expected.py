@@ -1,7 +1,7 @@
 """What the compounding model expects of single losses and of pairs before any trial, from whatever is known of the blocks.
 
-Best is a Taylor expansion of the divergence: losses in its own unit, and how each two add up or cancel. Calibration errors order the choices of a stage and
-say little across stages; replaced blocks mostly add to each other's losses. Without either, costs and names are left (`nas.optimizers.hints`).
+Best are losses that were foreseen (`nas.evaluators.gauss_newton`), in the unit of L. Calibration errors order the choices of a stage and say little across
+stages. Without either, costs and names are left (`nas.optimizers.hints`). Replaced blocks mostly add to each other's losses.
 
 Symbols: `S` stages, `K` choices.
 """
@@ -10,26 +10,23 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nas.optimizers.hints import Hints
 from nas.optimizers.kernels import Part
 from nas.problem import Floats, Problem
 
 INTERACTION = 0.1
-"""Pair coefficients expected where calibration errors are known and a Taylor expansion is not."""
+"""Pair coefficients expected where something is known of the blocks."""
 BLIND = (Part("exponent", 0.15), Part("interaction", 0.3))
 """Scales where nothing is known: it may be no landscape of replaced blocks."""
-TAYLOR = (
+FORESEEN = (
     Part("intercept", 0.5),
-    Part("slope", 0.1),
+    Part("slope", 0.2),
     Part("traits", 0.1, 0.7),
     Part("stage", 0.3, 0.6),
     Part("choice", 0.2, 0.6),
 )
-"""Scales around a Taylor expansion."""
-TRUST = 0.5
-"""Share of an expansion's pair coefficients that is expected: a few hundred random directions tell them roughly."""
+"""Scales around losses that were foreseen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,40 +43,55 @@ class Expected:
 
     @classmethod
     def of(cls, problem: Problem, hints: Hints, scale: float) -> "Expected":
-        """What a problem tells; `scale` is a typical eps."""
+        """What a problem tells; `scale` is a typical eps.
+
+        Where calibration errors are known beside foreseen losses, `log_errors` leads from the one to the other: a power of -1 is the errors alone.
+        """
         present = surrogates(problem)
-        if problem.taylor is None:
-            errors = centred_log_errors(problem)
-            return cls.from_errors(np.zeros_like(present) if errors is None else errors, present, scale, hints.expected)
-        losses = problem.taylor.losses * present
-        return cls(losses, TRUST * problem.taylor.pairs, _centred(losses, losses > 0), TAYLOR)
+        errors, foreseen = logs_of(problem.calibration_errors, present), logs_of(problem.expected_losses, present)
+        ordered = np.zeros_like(present) if errors is None else centred(errors)
+        if foreseen is None:
+            return cls.from_errors(ordered, present, scale, hints.expected)
+        losses = present * np.exp(np.where(np.isnan(foreseen), np.nanmedian(foreseen) + ordered, foreseen))
+        leading = np.zeros_like(present) if errors is None else np.where(np.isnan(foreseen + errors), 0.0, centred(foreseen) - ordered)
+        return cls(losses, _alike(INTERACTION, present), leading, FORESEEN)
+
+    @property
+    def blind(self) -> bool:
+        """Whether nothing is known of the blocks."""
+        return self.scales == BLIND
 
     @classmethod
     def from_errors(cls, log_errors: Floats, present: Floats, scale: float, hinted: Floats | float = 0.0) -> "Expected":
         """From centred log calibration errors `(S, K)` (all 0: nothing is known), and from what costs tell of log losses `hinted` `(S, K)`."""
+        told = bool(log_errors.any())
         losses = present * np.exp(log_errors + math.log(scale) + hinted)
-        n_stages, k = losses.shape
-        pairs = np.full((n_stages, n_stages, k, k), INTERACTION if log_errors.any() else 0.0)
-        pairs[np.arange(n_stages), np.arange(n_stages)] = 0.0
-        return cls(losses, pairs, log_errors * present, () if log_errors.any() else BLIND)
+        return cls(losses, _alike(INTERACTION if told else 0.0, present), log_errors * present, () if told else BLIND)
 
 
-def centred_log_errors(problem: Problem) -> Floats | None:
-    """Log calibration error minus the median, `(S, K)`, 0 where unknown or absent; None when no error is known.
+def _alike(coefficient: float, present: Floats) -> Floats:
+    """The same coefficient for all pairs of blocks of different stages, `(S, S, K, K)`."""
+    n_stages, k = present.shape
+    pairs = np.full((n_stages, n_stages, k, k), coefficient)
+    pairs[np.arange(n_stages), np.arange(n_stages)] = 0.0
+    return pairs
 
-    Errors of 0 of a surrogate block count as a thousandth of the least positive one.
+
+def logs_of(values: Floats | None, present: Floats) -> Floats | None:
+    """Logs of calibration errors or losses of surrogate blocks, `(S, K)`, NaN where unknown or absent; None when none is known.
+
+    Zeros count as a thousandth of the least positive value.
     """
-    errors = problem.calibration_errors
-    if errors is None:
+    if values is None:
         return None
-    known = np.isfinite(errors) & (surrogates(problem) > 0) & (errors >= 0)
-    positive = errors[known & (errors > 0)] if known.any() else np.zeros(0)
-    return _centred(np.maximum(errors, 1e-3 * positive.min()), known) if len(positive) else None
+    known = np.isfinite(values) & (present > 0) & (values >= 0)
+    positive = values[known & (values > 0)] if known.any() else np.zeros(0)
+    return np.where(known, np.log(np.where(known, np.maximum(values, 1e-3 * positive.min()), 1.0)), np.nan) if len(positive) else None
 
 
-def _centred(values: Floats, known: NDArray[np.bool_]) -> Floats:
-    logs = np.log(np.where(known, values, 1.0))
-    return np.where(known, logs - np.median(logs[known]) if known.any() else 0.0, 0.0)
+def centred(logs: Floats) -> Floats:
+    """Logs minus their median, 0 where unknown."""
+    return np.nan_to_num(logs - np.nanmedian(logs), nan=0.0)
 
 
 def surrogates(problem: Problem) -> Floats:

@@ -42,7 +42,7 @@ class Hints:
             if present.any()
         }
         expected = sum((POWERS.get(name, 0.0) * trait for name, trait in traits.items()), np.zeros(present.shape))
-        if (problem.calibration_errors is not None or problem.taylor is not None) and "saving" in traits:
+        if problem.known_errors is not None and "saving" in traits:
             traits["saving"] = DOUBTED * traits["saving"]
         return cls(np.array(list(traits.values())).reshape(-1, *present.shape), _kinds(problem), np.asarray(expected))
 

@@ -45,7 +45,7 @@ def believe(problem: Problem, record: Record) -> Weighted:
         return Weighted((compounding,), (1.0,))
     k = max(problem.space.sizes)
     beliefs: list[Belief] = [compounding, fit_additive(record, k), fit_categorical(record, k, hints.kinds)]
-    prior = np.array([(PRIOR if expected.log_errors.any() else BLIND_PRIOR)[belief.name] for belief in beliefs])
+    prior = np.array([(BLIND_PRIOR if expected.blind else PRIOR)[belief.name] for belief in beliefs])
     weights = pooled_weights([belief.log_scores() for belief in beliefs], prior)
     order = [int(m) for m in np.argsort(-weights, kind="stable") if weights[m] >= LEAST_WEIGHT]
     kept = weights[order] / weights[order].sum()

@@ -26,7 +26,7 @@ from nas.evaluators.cache import EvaluationCache
 from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
 from nas.evaluators.divergence_call import check_at_teacher, described, divergence_arguments
-from nas.evaluators.gauss_newton import NoExpansion, expand
+from nas.evaluators.gauss_newton import NoExpansion, expected_losses
 from nas.evaluators.latency import Setting, check_latency, measure_latency, read_latency, write_latency
 from nas.evaluators.memory import weight_mb
 from nas.files import whole_folder
@@ -39,7 +39,6 @@ from nas.protocols import Forecast, Task
 from nas.space import Candidate, Choice, SearchSpace, Stage
 from nas.spaces.forecast import forecast
 from nas.spaces.rules import NamedRule, check_forbidden, index_rules
-from nas.taylor import Taylor
 from nas.user_code import user_code
 
 Loss = Callable[[Tensor, Samples], float]
@@ -49,9 +48,9 @@ Save = Callable[[Mapping[str, tuple[Choice, nn.Module]], Path], None]
 """Writes the model with the given blocks at the given stages into a folder."""
 
 
-EXPANDED = 128
-"""Samples of the measure set from which the divergence is expanded, at most."""
-_TAYLOR_VERSION = 1  # of the numbers
+LOOKED_AT = 128
+"""Samples of the measure set from which the losses of blocks are foreseen, at most."""
+_EXPECTED_VERSION = 1  # of the numbers
 
 LOAD_GRAPH = """from nas.blocks.saved import load_graph
 
@@ -271,14 +270,14 @@ class NetworkSpace:
         resting = torch.device("cpu") if self.device.type == "cuda" else None  # the evaluators take them to the device, as many as fit
         assembly = Assembly(self, replace(calibrator, rest=resting).run(self.stages, progress, left_out))
         evaluator = assembly.evaluator(self.data.measure)
-        taylor, why_not = assembly.taylor(progress)
+        expected, why_not = assembly.expected_losses(progress)
         whole = assembly.stages == self.stages  # counts do not depend on what the weights are
         return Task(
             SearchSpace(self.name, assembly.stages, index_rules(self.rules, assembly.stages)),
             self.counted if whole else self._count(assembly.stages, {name: block for name, block in self.uncalibrated().items() if name in assembly.modules}),
             evaluator,
             calibration_errors(assembly.stages, assembly.blocks),
-            taylor,
+            expected,
             scale=evaluator.teacher_variance if self.divergence is mean_squared_error else None,
             verifier=assembly.verifier,
             heldout_loss=assembly.heldout_loss if self.loss else None,
@@ -354,24 +353,24 @@ class Assembly:
             identity=network.teacher_key, divergence=network.divergence, cache=self._cache, settings=network.evaluation,
         )  # fmt: skip
 
-    def taylor(self, progress: Progress) -> tuple[Taylor | None, tuple[str, ...]]:
-        """What the divergence on the measure set is expected to be, once computed kept; where it cannot be, None and a note that says why."""
+    def expected_losses(self, progress: Progress) -> tuple[Floats | None, tuple[str, ...]]:
+        """What each block is expected to cost alone on the measure set, kept once computed; where it cannot be, None and a note that says why."""
         network, samples = self._network, self._network.data.measure
-        few = samples.rows(slice(0, None, -(-len(samples) // EXPANDED)))
-        blocks = {stage.name: tuple(self._module(stage, choice) for choice in stage.choices[1:]) for stage in self.stages}
+        few = samples.rows(slice(0, None, -(-len(samples) // LOOKED_AT)))
+        blocks = {stage.name: [self._module(stage, choice) for choice in stage.choices[1:]] for stage in self.stages}
         keys = [[self.blocks[stage.name, c.name].key for c in stage.choices[1:]] for stage in self.stages]
         if not any(keys):
             return None, ()
         told = [network.teacher_key, few.fingerprint, code_identity(network.divergence), network.device.type, torch.__version__]
-        key = block_key(taylor=_TAYLOR_VERSION, blocks=keys, told=told)
+        key = block_key(expected=_EXPECTED_VERSION, blocks=keys, told=told)
         known, shape = self._cache.get(key), (len(keys), 1 + max(map(len, keys)))
-        if len(known) != math.prod(shape) ** 2:
+        if len(known) != math.prod(shape):
             try:
-                known = expand(network.graph, blocks, network.divergence, few, progress, chunk=network.evaluation.chunk).gram.ravel()
+                known = expected_losses(network.graph, blocks, network.divergence, few, progress, chunk=network.evaluation.chunk).ravel()
             except NoExpansion as reason:
-                return None, (f"the search starts from calibration errors alone; there is no Taylor expansion of the divergence: {reason}",)
+                return None, (f"the search starts from calibration errors alone, since what blocks will cost could not be foreseen: {reason}",)
             self._cache.put(key, known)
-        return Taylor(known.reshape(*shape, *shape)), ()
+        return known.reshape(shape), ()
 
     def heldout_loss(self, candidate: Candidate) -> float:
         """The task's own loss of a candidate on the verify set, the same noise for all."""

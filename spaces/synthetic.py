@@ -20,7 +20,6 @@ from nas.protocols import Task
 from nas.space import Candidate, SearchSpace
 from nas.spaces.landscape import ONE_GROUP, Landscape, grouped, make_terms, merged_front, middle_of
 from nas.spaces.table import enumerated_optimum
-from nas.taylor import Taylor
 from nas.trial import Measurement
 
 
@@ -29,14 +28,14 @@ class SyntheticSpace:
     """A synthetic landscape to search; `settings` are all that decides it."""
 
     def __init__(
-        self, name: str, landscape: Landscape, costs: CostTable, calibration_errors: Floats | None, settings: dict[str, object], taylor: Taylor | None = None
+        self, name: str, landscape: Landscape, costs: CostTable, calibration_errors: Floats | None, settings: dict[str, object], expected: Floats | None = None
     ) -> None:
         self._name = name
         self.landscape = landscape
         self._costs = costs
         self._calibration_errors = calibration_errors
         self._settings = settings
-        self._taylor = taylor
+        self._expected = expected
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -54,7 +53,7 @@ class SyntheticSpace:
     def prepare(self, progress: Progress) -> Task:
         """The landscape as a task; there is nothing to wait for."""
         del progress
-        return Task(self.space, self._costs, SyntheticEvaluator(self.landscape), self._calibration_errors, self._taylor)
+        return Task(self.space, self._costs, SyntheticEvaluator(self.landscape), self._calibration_errors, self._expected)
 
 
 @final
@@ -96,7 +95,7 @@ def make_synthetic(
     tails: float = math.inf,
     informativeness: float | None = 1.0,
     offset: float = 0.0,
-    taylor: float | None = None,
+    foresight: float | None = None,
     sensitivity: float = 0.8,
     deviation: float = 0.3,
 ) -> SyntheticSpace:
@@ -113,8 +112,8 @@ def make_synthetic(
         tails: degrees of freedom of a Student t distribution for `xi` (above 2); infinite for a normal one.
         informativeness: correlation of log calibration errors with the log errors that losses follow from; None gives no calibration errors.
         offset: taken off every divergence but the teacher's, so that some become negative.
-        taylor: how far a Taylor expansion errs: standard deviation of its errors in the log losses of a stage's blocks in common; half of it of all blocks in
-            common, and of each block; twice of pair coefficients. 0.4 is that of the embedded teacher's. None gives no expansion.
+        foresight: how far expected losses err: standard deviation of the errors of their logs that a stage's blocks have in common; half of it that all blocks
+            have in common, and each block of its own. 0.4 is that of the embedded teacher's. None gives no expected losses.
         sensitivity: standard deviation of what a stage adds to the log losses of its blocks.
         deviation: standard deviation of what each block adds.
     """
@@ -130,8 +129,8 @@ def make_synthetic(
         arguments.number("tails", tails)
     if informativeness is not None:
         arguments.number("informativeness", informativeness)
-    if taylor is not None:
-        arguments.number("taylor", taylor, 0)
+    if foresight is not None:
+        arguments.number("foresight", foresight, 0)
     if stages < 1 or choices < 1:
         raise InputError(f"a synthetic space needs at least 1 stage and 1 choice, got {stages} and {choices}")
     if informativeness is not None and not 0 <= informativeness <= 1:
@@ -154,10 +153,10 @@ def make_synthetic(
     terms = make_terms(groups, loss, coefficients, (noise, tails), rng)
     middle = middle_of(merged_front(groups, terms, costs.by_choice["params"]))
     landscape = Landscape(groups, terms, middle, compounding, offset)
-    if taylor is None:
+    if foresight is None:
         return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, settings)
-    expansion = _expansion(landscape.of_x(loss), coefficients, taylor, rng)
-    return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, {**settings, "taylor": taylor}, expansion)
+    expected = _expected(landscape.of_x(loss), foresight, rng)
+    return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, {**settings, "foresight": foresight}, expected)
 
 
 def _seed(seed: int | str) -> int:
@@ -187,16 +186,12 @@ def _stages(stages: int, choices: int, sensitivity: float, deviation: float, rng
     return CostTable({"params": params, "macs": macs}, fixed), error, loss
 
 
-def _expansion(alone: Floats, coefficients: Floats, spread: float, rng: np.random.Generator) -> Taylor:
-    """An expansion of single losses `(S, K)` and pair coefficients `(S, S)` that errs by `spread`, as `make_synthetic` says."""
+def _expected(alone: Floats, spread: float, rng: np.random.Generator) -> Floats:
+    """The losses of blocks alone `(S, K)` with errors as `make_synthetic` says."""
     erring = rng.normal(0, spread / 2, alone.shape) + rng.normal(0, spread, (len(alone), 1)) + rng.normal(0, spread / 2)
-    loss = np.where(np.arange(alone.shape[1]) > 0, np.maximum(alone, 0.0) * np.exp(erring), 0.0)
-    upper = np.triu(coefficients + rng.normal(0, 2 * spread, coefficients.shape), 1) / 2
-    root = np.sqrt(loss)
-    gram: Floats = (upper + upper.T)[:, None, :, None] * root[:, :, None, None] * root
-    stages, choices = np.indices(alone.shape)
-    gram[stages, choices, stages, choices] = loss
-    return Taylor(gram)
+    expected: Floats = np.maximum(alone, 0.0) * np.exp(erring)
+    expected[:, 0] = 0.0
+    return expected
 
 
 def _reported(error: Floats, informativeness: float | None, rng: np.random.Generator) -> Floats | None:

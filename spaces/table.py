@@ -41,7 +41,7 @@ class TableSpace:
     def prepare(self, progress: Progress) -> Task:
         """The table as a task; there is nothing to wait for."""
         del progress
-        return Task(self._space, self._table.costs, TableEvaluator(self._table), self._table.calibration_errors, self._table.taylor)
+        return Task(self._space, self._table.costs, TableEvaluator(self._table), self._table.calibration_errors, self._table.expected_losses)
 
 
 @final

@@ -8,7 +8,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import METRICS, amount, worth_showing
+from nas.amounts import METRICS, amount, rounded, worth_showing
 from nas.cli import options
 from nas.cli.console import Terminal, err, out, print_json, print_legend, print_names
 from nas.cli.listing import Listing
@@ -149,19 +149,19 @@ def calibrate(
     with crew.open(space, chosen, source.fingerprint()) as workplaces:
         left_out = calibrate_apart(source, workplaces, terminal) if workplaces else {}
     task = prepare(source, terminal, left_out)
-    problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors, task.taylor)
+    problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors, task.expected_losses)
     table = {**stage_table(problem), "teacher": task.costs.of(task.space.teacher)}
     if json:
         print_json(table)
         return
     metrics = _shown_metrics(task.costs.metrics, table)
-    words = ("calibration error",) if task.taylor is None else ("calibration error", "expected L")
+    words = ("calibration error",) if task.expected_losses is None else ("calibration error", "expected L")
     shown = Table("stage", "block", *metrics, *words)
     for stage in table["stages"]:
         for choice in stage["choices"]:
             error = choice["calibration_error"]
-            expected = () if task.taylor is None else (f"{choice['expected_divergence']:.3g}",)
-            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), "-" if error is None else f"{error:.4g}", *expected)
+            expected = () if task.expected_losses is None else (rounded(choice["expected_loss"], 3),)
+            shown.add_row(stage["name"], choice["name"], *(amount(choice[m]) for m in metrics), rounded(error, 4), *expected)
         shown.add_section()
     out.print(shown)
     print_legend(*words, block_names=task.legend, quiet=quiet)

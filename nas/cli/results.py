@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nas.amounts import METRICS, amount, worth_showing
+from nas.amounts import METRICS, amount, rounded, worth_showing
 from nas.cli.console import out, print_legend
 
 _METRICS = {**METRICS, "macs_with_attention": "+ attention"}
@@ -54,8 +54,8 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
 
 
 def _has_expected(table: Mapping[str, Any]) -> bool:
-    """Whether divergences of single blocks were expected before the search."""
-    return "expected_divergence" in table["stages"][0]["choices"][0]
+    """Whether losses of single blocks were expected before the search."""
+    return "expected_loss" in table["stages"][0]["choices"][0]
 
 
 def where_saved(winner: Mapping[str, Any]) -> str:
@@ -100,6 +100,6 @@ def stages_table(winner: Mapping[str, Any], table: Mapping[str, Any], metric: st
         teacher = stage["choices"][0]
         error = chosen["calibration_error"]
         share = f"{100 * chosen[metric] / teacher[metric]:.0f} %" if teacher[metric] else "-"
-        expected = (f"{chosen['expected_divergence']:.3g}",) if len(told) > 1 else ()
-        shown.add_row(stage["name"], chosen["name"], amount(chosen[metric]), share, "-" if error is None else f"{error:.3g}", *expected)
+        expected = (rounded(chosen["expected_loss"], 3),) if len(told) > 1 else ()
+        shown.add_row(stage["name"], chosen["name"], amount(chosen[metric]), share, rounded(error, 3), *expected)
     return shown

@@ -70,7 +70,7 @@ def make_table(path: Path, progress: Progress) -> None:
     tabulate(space.prepare(progress), path, progress)
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    for name in {"divergence", "stderr", "taylor"} & set(arrays):
+    for name in ("divergence", "stderr"):
         arrays[name] = arrays[name].astype(np.float32)
     np.savez_compressed(path, **arrays, teacher=np.array(space.teacher_key), version=np.array(TEACHER_VERSION))
 

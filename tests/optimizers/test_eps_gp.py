@@ -15,14 +15,13 @@ from nas.optimizers.beliefs import Record, standard_deviation
 from nas.optimizers.domain import Domain
 from nas.optimizers.enumeration import PairTable, Region, kept_choices
 from nas.optimizers.eps_gp import STALL, EpsGP
-from nas.optimizers.expected import centred_log_errors, surrogates
+from nas.optimizers.expected import centred, logs_of, surrogates
 from nas.optimizers.selection import believe
 from nas.optimizers.stopping import count_cheaper, for_one_eps, probability_of_any
 from nas.problem import Bound, CostTable, Problem
 from nas.progress import Quiet
 from nas.space import Candidate, SearchSpace
 from nas.spaces.synthetic import make_synthetic
-from nas.taylor import Taylor
 from nas.trial import Trial, incumbent
 
 Measure = Callable[[Candidate], float | None]
@@ -45,9 +44,8 @@ def compounding(problem: Problem, seed: int = 0, noise: float = 0.03) -> Measure
     """A landscape of losses that follow the problem's calibration errors, with a deviation of each candidate."""
     rng = np.random.default_rng(seed)
     present = surrogates(problem)
-    log_errors = centred_log_errors(problem)
-    if log_errors is None:
-        log_errors = rng.normal(size=present.shape)
+    logs = logs_of(problem.calibration_errors, present)
+    log_errors = rng.normal(size=present.shape) if logs is None else centred(logs)
     loss = present * np.exp(log_errors + rng.normal(-7, 0.8, (len(present), 1)) + rng.normal(0, 0.2, present.shape))
 
     def measure(candidate: Candidate) -> float:
@@ -367,8 +365,8 @@ def test_the_model_is_offered_as_a_botorch_model() -> None:
     assert model.train_inputs[0].shape == (12, 3)
 
 
-def test_with_an_exact_expansion_the_optimum_is_found_at_once() -> None:
-    task = make_synthetic(11, stages=6, choices=4, compounding=0.0, noise=0.0, taylor=0.0).prepare(Quiet())
+def test_what_was_foreseen_exactly_is_found_sooner() -> None:
+    task = make_synthetic(11, stages=6, choices=4, compounding=0.0, noise=0.0, foresight=0.0).prepare(Quiet())
     problem = Problem(task.space, task.costs, (0.003,), calibration_errors=task.calibration_errors)
 
     def measure(candidate: Candidate) -> float | None:
@@ -378,13 +376,11 @@ def test_with_an_exact_expansion_the_optimum_is_found_at_once() -> None:
         found = incumbent(run(problem, measure, 3), 0.003, "params")
         return found.costs["params"] if found else math.inf
 
-    assert least(dataclasses.replace(problem, taylor=task.taylor)) < least(problem)
+    assert least(dataclasses.replace(problem, expected_losses=task.expected_losses)) < least(problem)
 
 
-def test_an_expansion_dominates_in_place_of_calibration_errors() -> None:
+def test_foreseen_losses_dominate_in_place_of_calibration_errors() -> None:
     costs = CostTable({"params": np.array([[10.0, 8.0, 6.0]])})
-    form = np.zeros((1, 3, 1, 3))
-    form[0, 1, 0, 1], form[0, 2, 0, 2] = 9.0, 1.0
     problem = Problem(SearchSpace.of_sizes("one", [3]), costs, (0.1,), calibration_errors=np.array([[0.0, 1.0, 9.0]]))
     assert EpsGP(problem).pruned([]) == {}
-    assert EpsGP(dataclasses.replace(problem, taylor=Taylor(form))).pruned([]) == {"s0": ["c1"]}
+    assert EpsGP(dataclasses.replace(problem, expected_losses=np.array([[0.0, 9.0, 1.0]]))).pruned([]) == {"s0": ["c1"]}

@@ -171,22 +171,20 @@ def test_a_cost_that_is_unknown_to_a_table_is_refused_by_name(network: NetworkSp
         nas.search(network, 0.05, workdir=None, minimize="flops")
 
 
-def test_the_divergence_is_expanded_once_and_kept(network: NetworkSpace, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = network.prepare(Quiet()).taylor
-    assert first is not None
-    tiny = network.prepare(Quiet()).evaluator.measure([(2, 0, 0)])[0].divergence
-    assert tiny is not None
-    assert 0.3 < first([(2, 0, 0)])[0] / tiny < 3
-    monkeypatch.setattr("nas.spaces.network.expand", None)
-    second = network.prepare(Quiet()).taylor
-    assert second is not None
-    np.testing.assert_array_equal(first.gram, second.gram)
+def test_losses_are_foreseen_once_and_kept(network: NetworkSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = network.prepare(Quiet())
+    alone = task.evaluator.measure([(2, 0, 0)])[0].divergence
+    assert task.expected_losses is not None
+    assert alone is not None
+    assert 0.3 < task.expected_losses[0, 2] / alone < 3
+    monkeypatch.setattr("nas.spaces.network.expected_losses", None)
+    np.testing.assert_array_equal(network.prepare(Quiet()).expected_losses, task.expected_losses)
 
 
-def test_a_divergence_without_expansion_is_noted_and_searched_all_the_same(network: NetworkSpace) -> None:
+def test_a_divergence_without_second_derivative_is_noted_and_searched_all_the_same(network: NetworkSpace) -> None:
     task = replace(network, divergence=steps).prepare(Quiet())
-    assert task.taylor is None
-    assert any("there is no Taylor expansion of the divergence" in note for note in task.notes)
+    assert task.expected_losses is None
+    assert any("could not be foreseen" in note for note in task.notes)
     assert task.evaluator.measure([(2, 2, 2)])[0].divergence is not None
 
 

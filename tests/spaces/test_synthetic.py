@@ -130,24 +130,25 @@ def test_heavy_tails_are_heavier() -> None:
     assert spread(3.0) > 2 * spread(float("inf"))
 
 
-def test_an_expansion_tells_losses_as_well_as_it_is_asked_to() -> None:
-    def told(taylor: float) -> float:
-        """Standard deviation of the log errors of single losses."""
-        space = make_synthetic(3, stages=40, choices=4, taylor=taylor)
-        expected = space.prepare(Quiet()).taylor
+def test_losses_are_foreseen_as_well_as_is_asked() -> None:
+    def told(foresight: float) -> float:
+        """Standard deviation of the log errors."""
+        space = make_synthetic(3, stages=40, choices=4, foresight=foresight)
+        expected = space.prepare(Quiet()).expected_losses
         assert expected is not None
+        assert not expected[:, 0].any()
         singles = [tuple(k if t == s else 0 for t in range(40)) for s in range(40) for k in (1, 2, 3)]
-        return float(np.log(expected(singles) / space.landscape.divergence(singles)).std())
+        return float(np.log(expected[:, 1:].ravel() / space.landscape.divergence(singles)).std())
 
-    assert told(0.0) < 0.05  # what the expansion cannot know: each candidate's own deviation
+    assert told(0.0) < 0.05  # what nobody foresees: each candidate's own deviation
     assert 0.35 < told(0.4) < 0.6
 
 
-def test_an_expansion_changes_nothing_else_about_a_space() -> None:
-    plain, expanded = make_synthetic(4, stages=4), make_synthetic(4, stages=4, taylor=0.4)
-    np.testing.assert_array_equal(divergences(plain), divergences(expanded))
-    assert plain.prepare(Quiet()).taylor is None
-    assert plain.fingerprint() != expanded.fingerprint()
+def test_foresight_changes_nothing_else_about_a_space() -> None:
+    plain, foreseen = make_synthetic(4, stages=4), make_synthetic(4, stages=4, foresight=0.4)
+    np.testing.assert_array_equal(divergences(plain), divergences(foreseen))
+    assert plain.prepare(Quiet()).expected_losses is None
+    assert plain.fingerprint() != foreseen.fingerprint()
 
 
 def test_the_same_arguments_give_the_same_space() -> None:
@@ -167,7 +168,7 @@ def test_the_same_arguments_give_the_same_space() -> None:
         ({"informativeness": 1.5}, "informativeness must be in 0..1"),
         ({"tails": 2.0}, "tails must be above 2"),
         ({"noise": -0.1}, "must not be negative"),
-        ({"taylor": -0.1}, "taylor"),
+        ({"foresight": -0.1}, "foresight"),
         ({"sensitivity": -1.0}, "must not be negative"),
         ({"deviation": -1.0}, "must not be negative"),
     ],

@@ -111,10 +111,8 @@ def test_an_infinite_divergence_is_a_failed_measurement(tmp_path: Path) -> None:
         ({"stderr": np.array([0, 0, 0, -1.0, 0, 0])}, "got -1 for entry 3 .counted from 0."),
         ({"cost_macs": None, "fixed_macs": np.array(1.0)}, "'fixed_macs' has no 'cost_macs' beside it"),
         ({"cost_": np.ones((2, 3))}, "'cost_' names no metric"),
-        ({"taylor": np.zeros((2, 3))}, r"'taylor' must hold real numbers of shape \(2, 3, 2, 3\)"),
-        ({"taylor": np.zeros((2, 3, 2, 3))}, "'taylor': .* positive loss"),
-        ({"taylor": np.arange(36.0).reshape(2, 3, 2, 3)}, "'taylor': .* symmetric"),
-        ({"taylor": np.full((2, 3, 2, 3), NAN)}, "'taylor': .* finite"),
+        ({"expected_loss": np.zeros((3, 2))}, "'expected_loss' must hold"),
+        ({"expected_loss": np.array([[0, -1, NAN], [0, 1, 1]])}, "'expected_loss' must be finite and not negative, or NaN where it is unknown"),
         ({"stage_names": np.array(["a"])}, r"'stage_names' must hold texts of shape \(2,\), got shape \(1,\)"),
         ({"stage_names": np.array([1, 2])}, r"'stage_names' must hold texts of shape \(2,\), got shape \(2,\) of int64"),
         ({"stage_names": np.array(["a", ""])}, "'stage_names' must be printable and not empty, .* got '' at 1"),
@@ -174,19 +172,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.npz"]
 
 
-def test_an_expansion_is_read_and_written_its_padding_left_out(tmp_path: Path) -> None:
-    gram = np.full((2, 3, 2, 3), 0.1) + np.eye(6).reshape(2, 3, 2, 3)
-    made = task(tmp_path, taylor=gram)
-    assert made.taylor is not None
-    assert made.taylor.gram[1, 2, 0, 1] == 0.1
-    assert made.taylor.gram[1, 1, 1, 1] == 1.1
-    assert not made.taylor.gram[0, 0].any()  # the teacher's
-    assert not made.taylor.gram[0, 2].any()  # no such choice
-    table = parse_table(arrays(taylor=gram))
+def test_expected_losses_are_read_and_written_padding_and_teacher_left_out(tmp_path: Path) -> None:
+    told = np.array([[9.0, 0.5, -7.0], [9.0, NAN, 0.2]])
+    made = task(tmp_path, expected_loss=told).expected_losses
+    np.testing.assert_array_equal(made, [[0.0, 0.5, NAN], [0.0, NAN, 0.2]])
+    table = parse_table(arrays(expected_loss=told))
     write_table(tmp_path / "again.npz", table)
-    again = read_table(tmp_path / "again.npz").taylor
-    assert again is not None
-    np.testing.assert_array_equal(again.gram, made.taylor.gram)
+    np.testing.assert_array_equal(read_table(tmp_path / "again.npz").expected_losses, made)
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
