@@ -95,7 +95,7 @@ def measure(family: str, seed: int, eps: float, limit: int) -> dict[str, Any]:
     kind = KINDS[family]
     space, clean = make_synthetic(seed, **kind), make_synthetic(seed, **(kind | {"noise": 0.0}))
     task = space.prepare(Quiet())
-    problem = Problem(task.space, task.costs, (eps,), calibration_errors=task.calibration_errors)
+    problem = task.problem((eps,))
     swaps = single_swaps(problem)
     strongest = list({int(np.argmax(swap)): swap for swap in swaps}.values())
     unspoilt = replace(clean.landscape, middle=space.landscape.middle)

@@ -45,7 +45,7 @@ def measured(task: Task, problem: Problem, n: int) -> tuple[list[Trial], list[fl
 def case(stages: int, choices: int, n_eps: int, n_trials: int, repeats: int) -> dict[str, Any]:
     """One line of the result."""
     task = make_synthetic(0, stages=stages, choices=choices).prepare(Quiet())
-    problem = Problem(task.space, task.costs, EPS[1:2] if n_eps == 1 else EPS[:n_eps], calibration_errors=task.calibration_errors)
+    problem = task.problem(EPS[1:2] if n_eps == 1 else EPS[:n_eps])
     trials, seconds = measured(task, problem, n_trials)
     last = seconds[-repeats:]
     return {

@@ -15,7 +15,6 @@ import torch
 from dated import write_result
 
 from nas.names import optimizer_factory
-from nas.problem import Problem
 from nas.progress import Quiet
 from nas.protocols import Evaluator, Task
 from nas.space import Candidate
@@ -41,7 +40,7 @@ class OnAllSamples:
 
 def run(task: Task, optimizer: str, seed: int, eps: float, objective: str, racing: bool, trials: int) -> dict[str, Any]:
     """One search: its winner and how many samples its measurements took."""
-    problem = Problem(task.space, task.costs, (eps,), objective, (), task.calibration_errors)
+    problem = task.problem((eps,), objective)
     evaluator = task.evaluator if racing else OnAllSamples(task.evaluator)
     study = Study(problem, optimizer_factory(optimizer)(problem, seed), evaluator, verifier=task.verifier)
     study.run(trials)

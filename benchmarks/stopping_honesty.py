@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from nas.optimizers.eps_gp import EpsGP
-from nas.problem import Problem
 from nas.progress import Quiet
 from nas.spaces.synthetic import make_synthetic
 from nas.trial import Trial, incumbent
@@ -46,7 +45,7 @@ def one_run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     kind = KINDS[seed % len(KINDS)]
     eps = EPS[seed // len(KINDS) % len(EPS)]
     task = make_synthetic(seed, stages=options.stages, choices=options.choices, **kind).prepare(Quiet())
-    problem = Problem(task.space, task.costs, (eps,), calibration_errors=task.calibration_errors, expected_losses=task.expected_losses)
+    problem = task.problem((eps,))
     optimizer = EpsGP(problem, seed, delta=options.delta)
     trials: list[Trial] = []
     while len(trials) < options.trials and (proposed := optimizer.propose(trials)):

@@ -13,7 +13,6 @@ import torch
 from dated import write_result
 
 from nas.names import resolve_optimizer, resolve_space
-from nas.problem import Problem
 from nas.progress import Quiet
 from nas.protocols import Task
 from nas.study import Study
@@ -21,7 +20,7 @@ from nas.study import Study
 
 def searched(task: Task, eps: float, optimizer: str, trials: int) -> Study:
     """A finished study in memory."""
-    problem = Problem(task.space, task.costs, (eps,), calibration_errors=task.calibration_errors)
+    problem = task.problem((eps,))
     study = Study(problem, resolve_optimizer(optimizer, problem, seed=0), task.evaluator)
     study.run(trials)
     return study

@@ -151,7 +151,7 @@ def compare(
     cells: list[tuple[str, float]] = []
     work: list[_Runs] = []
     for value in eps:
-        problem = Problem(task.space, task.costs, (value,), objective, tuple(bounds), task.calibration_errors, task.expected_losses)
+        problem = task.problem((value,), objective, bounds)
         optimum = optimal_cost(task, problem)
         _check_regret(problem, optimum)
         for name, factory in optimizers.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from nas.problem import CostTable, Floats, Problem
+from nas.problem import Bound, CostTable, Floats, Problem
 from nas.space import Candidate, SearchSpace
 from nas.trial import Measurement, Trial
 
@@ -184,6 +184,10 @@ class Task:
     loading: str = ""
     divergence: str = ""
     references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def problem(self, eps: Sequence[float], objective: str = "params", bounds: Sequence[Bound] = ()) -> Problem:
+        """The problem of the cheapest candidate within each eps and the bounds, with all that is known of the blocks."""
+        return Problem(self.space, self.costs, tuple(eps), objective, tuple(bounds), self.calibration_errors, self.expected_losses)
 
 
 class Space(Protocol):

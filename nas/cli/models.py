@@ -135,7 +135,6 @@ def calibrate(
     from nas.executor import calibrate_apart, prepare
     from nas.job import stage_table
     from nas.names import resolve_space
-    from nas.problem import Problem
 
     crew, terminal = Crew(workers, executor, address, timeout, threads), Terminal(quiet)
     options.set_threads(threads if crew.alone else crew.threads_each)
@@ -149,7 +148,7 @@ def calibrate(
     with crew.open(space, chosen, source.fingerprint()) as workplaces:
         left_out = calibrate_apart(source, workplaces, terminal) if workplaces else {}
     task = prepare(source, terminal, left_out)
-    problem = Problem(task.space, task.costs, (0.0,), task.costs.metrics[0], (), task.calibration_errors, task.expected_losses)
+    problem = task.problem((0.0,), task.costs.metrics[0])
     table = {**stage_table(problem), "teacher": task.costs.of(task.space.teacher)}
     if json:
         print_json(table)
