@@ -12,9 +12,12 @@ import numpy as np
 from nas.errors import DamagedFile, InputError
 from nas.problem import Floats
 
+EXPECTED = "expected-"
+"""What the keys of expected losses begin with, whose values are those of no candidate."""
+
 
 class EvaluationCache:
-    """Content key -> the divergence of the first `m` samples, `(m,)` float64, in measurement order.
+    """Content key -> the divergence of the first `m` samples, `(m,)` float64, in measurement order; and expected losses of blocks, flat.
 
     Raises:
         InputError: the file cannot be opened or written.
@@ -50,9 +53,10 @@ class EvaluationCache:
             )
 
     def size(self) -> tuple[int, int]:
-        """How many candidates it knows, and values in all."""
+        """How many candidates it knows, and values of them in all."""
+        candidates = "SELECT count(*), coalesce(sum(length(samples)), 0) FROM divergences WHERE key NOT LIKE ?"
         with self._told():
-            count, nbytes = self._db.execute("SELECT count(*), coalesce(sum(length(samples)), 0) FROM divergences").fetchone()
+            count, nbytes = self._db.execute(candidates, (f"{EXPECTED}%",)).fetchone()
         return int(count), int(nbytes) // 8
 
     def damaged(self) -> list[str]:

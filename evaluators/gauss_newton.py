@@ -5,22 +5,22 @@ least at the teacher, so that to second order (`H` its Hessian by the output; Ga
 
     L = mean over samples of (J delta)' H (J delta) / 2
 
-Every stage's surrogate blocks run on what the teacher's block reads, which gives all `delta`. For a random direction `u` of the output, with independent
-signs, `E[u u'] = 1` [Hutchinson], so that
+Every stage's surrogate blocks run on what the teacher's block reads, which gives all `delta`. For a random direction `u = D^(1/2) e` of the output, `e` of
+independent signs and `D` diagonal and positive, `E[u (D^-1 u)'] = 1` [Hutchinson], so that
 
-    (J delta)' H (J delta) = E[(J' u . delta) (J' H u . delta)]
+    (J delta)' H (J delta) = E[(J' u . delta) (J' H D^-1 u . delta)]
 
-and two backward passes, from `u` and from `H u`, serve all blocks of all stages. `H u` is the derivative of the divergence's own gradient along `u`; where it
-is a multiple of `u`, as for a mean squared error, one pass is enough.
+and two backward passes, from `u` and from `H D^-1 u`, serve all blocks of all stages. Any `D` will do; sizes of the rows of `H` keep the outputs that hardly
+count, such as the many improbable ones of thousands of classes, from drowning the others in noise. `H` times a direction is the derivative of the
+divergence's own gradient along it; where `H` is diagonal, as for a mean squared error, one pass is enough.
 
-The same products would tell how the losses of two blocks add up or cancel; measured tables show that too little is left of it once blocks err by
-more than a little (`docs/arena.md`).
+The same products would tell how the losses of two blocks add up or cancel; but blocks err by so much that on measured tables too little is left of it.
 
 Symbols: `S` stages, `K` choices, `n` samples.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from nas.data import Samples
 from nas.evaluators.divergence_call import Divergence, divergence_arguments, name_of
@@ -40,6 +41,10 @@ from nas.progress import Progress
 
 ROOM = 2 << 30
 """Bytes that the values kept for the backward pass may take; at least one sample at a time is run."""
+PROBES = 4
+"""Random directions that tell the sizes of the rows of `H`."""
+LEAST_SIZE = 1e-9
+"""Rows of `H` are taken to be at least this large, relative to the largest of the sample."""
 
 
 LEAST = 1e-3
@@ -67,13 +72,19 @@ class _Probed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the teacher's block returns."""
+        with torch.no_grad():
+            answers = [self._answer(block, args, kwargs) for block in self._resident.fetch(self._surrogates)]
         written = self._written(self._teacher(*args, **kwargs))
         with torch.no_grad():
-            answers = [self._written(block(*args, **kwargs)) for block in self._resident.fetch(self._surrogates)]
             self.changes = [[new - old for new, old in zip(answer, written, strict=True)] for answer in answers]
         self.zeros = [torch.zeros_like(value, requires_grad=True) for value in written]
         moved = tuple(value + zero for value, zero in zip(written, self.zeros, strict=True))
         return self._layout.result.fill(moved) if self._layout else moved if self._several else moved[0]
+
+    def _answer(self, block: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
+        """What a block writes; on copies, since it may write over what it reads, and so may the teacher's."""
+        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+        return self._written(block(*args, **kwargs))
 
     def _written(self, result: Any) -> tuple[Tensor, ...]:
         if self._layout:
@@ -83,23 +94,46 @@ class _Probed(nn.Module):
 
 @dataclass(frozen=True)
 class _Network:
-    """What is expanded: a teacher, its stages by name with their surrogate blocks, and the divergence of its output."""
+    """A teacher, its stages by name with their surrogate blocks, and the divergence of its output."""
 
     graph: StageGraph
     blocks: Mapping[str, Sequence[nn.Module]]
     divergence: Divergence
     resident: ResidentModules
 
-    def curvature(self, samples: Samples, random: Sequence[torch.Generator]) -> Tensor:
-        """Sum over samples and directions, one from each generator, of `(J' u . delta) (J' H u . delta)`, `(S, K)`; 0 for teachers and padding."""
+    def check_reached(self, samples: Samples) -> None:
+        """Raises where the output depends on a stage, but gradients do not reach it: the model computes without them, or detaches."""
+        probed, output = self._probed(samples)
+        if not output.requires_grad:
+            raise NoExpansion("the model runs without gradients")
+        for name, gradients in zip(probed, _gradients(probed, output, torch.ones_like(output)), strict=True):
+            if all(gradient is None for gradient in gradients) and self._acts(name, samples, output):
+                raise NoExpansion(f"no gradient reaches stage '{name}', which the model runs without gradients or detaches")
+
+    def _acts(self, stage: str, samples: Samples, output: Tensor) -> bool:
+        """Whether some surrogate block of a stage changes the output."""
+        with torch.no_grad():
+            return any(not torch.equal(self.graph.run(samples.inputs, {stage: block}), output) for block in self.resident.fetch(self.blocks[stage]))
+
+    def _probed(self, samples: Samples) -> tuple[dict[str, _Probed], Tensor]:
+        """The stages after a pass of the teacher, and its output."""
         probed = {name: _Probed(self.graph[name], surrogates, self.resident) for name, surrogates in self.blocks.items()}
-        output: Tensor = self.graph.run(samples.inputs, probed)
+        return probed, self.graph.run(samples.inputs, probed)
+
+    def curvature(self, samples: Samples, random: Sequence[torch.Generator]) -> Tensor:
+        """Sum over samples and directions of `(J' u . delta) (J' H D^-1 u . delta)`, `(S, K)`; the last `PROBES` generators tell `D`."""
+        probed, output = self._probed(samples)
         slope_at = output.detach().requires_grad_()
         slope = self._slope(output.detach(), slope_at, samples)
+
+        def curved_along(direction: Tensor) -> Tensor:
+            return torch.autograd.grad(slope, slope_at, direction, retain_graph=True)[0]
+
+        root = _sizes(curved_along(_signs(output, source)) for source in random[-PROBES:]).sqrt()
         total = torch.zeros(())
-        for source in random:
-            u = torch.randint(0, 2, output.shape, generator=source).to(output) * 2 - 1
-            (curved,) = torch.autograd.grad(slope, slope_at, u, retain_graph=True)
+        for source in random[:-PROBES]:
+            signs = _signs(output, source)
+            u, curved = (signs * root).to(output), curved_along((signs / root).to(output))
             one, multiple = self._along(probed, output, u), _multiple(u, curved)
             other = self._along(probed, output, curved) if multiple is None else one * multiple[:, :, None]
             total = total.to(one) + (one * other).sum(0)
@@ -115,14 +149,11 @@ class _Network:
 
     def _along(self, probed: dict[str, _Probed], output: Tensor, direction: Tensor) -> Tensor:
         """`J' direction . delta` of each sample and block, `(n, S, K)`; 0 for teachers and padding."""
-        zeros = [zero for one in probed.values() for zero in one.zeros]
-        gradients = iter(torch.autograd.grad(output, zeros, direction, retain_graph=True, allow_unused=True))
         n_choices = 1 + max(map(len, self.blocks.values()))
         found = torch.zeros(len(output), len(probed), n_choices, dtype=torch.float64, device=output.device)
-        for s, one in enumerate(probed.values()):
-            by_value = [next(gradients) for _ in one.zeros]
+        for s, (one, by_value) in enumerate(zip(probed.values(), _gradients(probed, output, direction), strict=True)):
             for k, change in enumerate(one.changes, start=1):
-                parts = [(g * c).flatten(1).sum(1, dtype=torch.float64) for g, c in zip(by_value, change, strict=True) if g is not None]
+                parts = [_by_sample(g * c).sum(1, dtype=torch.float64) for g, c in zip(by_value, change, strict=True) if g is not None]
                 found[:, s, k] = sum(parts, found[:, s, k])
         return found
 
@@ -136,6 +167,7 @@ def expected_losses(
     *,
     chunk: int = 32,
     directions: int = 2,
+    budget: float = float("inf"),
 ) -> Floats:
     """The divergence that each block is expected to cost alone, `(S, K)`: 0 for the teacher's, positive for the others, NaN in the padding.
 
@@ -147,16 +179,18 @@ def expected_losses(
         progress: told of the samples done.
         chunk: samples at a time, at most; fewer where the backward pass keeps much.
         directions: random directions a sample.
+        budget: bytes of surrogate blocks that stay on the device, where they wait elsewhere; those of one stage are there together.
 
     Raises:
         NoExpansion: the teacher or the divergence cannot be differentiated, or memory does not suffice.
     """
     device = graph.device or samples.device
-    network = _Network(graph, blocks, divergence, ResidentModules(device))
+    network = _Network(graph, blocks, divergence, ResidentModules(device, budget=budget))
     total = torch.zeros((), dtype=torch.float64)
     try:
         with _frozen(graph), torch.enable_grad(), FP32.context(device):
-            one, random = samples.rows(slice(0, 1)).to(device), [torch.Generator() for _ in range(directions)]
+            one, random = samples.rows(slice(0, 1)).to(device), [torch.Generator() for _ in range(directions + PROBES)]
+            network.check_reached(one)
             rows = min(chunk, max(1, ROOM // max(1, peak_bytes(lambda: network.curvature(one, random)))))
             for seed, source in enumerate(random):
                 source.manual_seed(seed)
@@ -175,11 +209,36 @@ def expected_losses(
     return np.where(replaced, np.maximum(losses, least), np.where(k > 0, math.nan, 0.0))
 
 
+def _gradients(probed: Mapping[str, _Probed], output: Tensor, direction: Tensor) -> list[list[Tensor | None]]:
+    """`J' direction` by all that each stage writes, None where the output does not depend on it."""
+    zeros = [zero for one in probed.values() for zero in one.zeros]
+    found = iter(torch.autograd.grad(output, zeros, direction, retain_graph=True, allow_unused=True))
+    return [[next(found) for _ in one.zeros] for one in probed.values()]
+
+
+def _by_sample(values: Tensor) -> Tensor:
+    """One row a sample, `(n, ...) -> (n, elements)`."""
+    return values.reshape(len(values), -1)
+
+
+def _signs(like: Tensor, source: torch.Generator) -> Tensor:
+    """Random entries 1 and -1."""
+    return torch.randint(0, 2, like.shape, generator=source).to(like) * 2 - 1
+
+
+def _sizes(products: Iterable[Tensor]) -> Tensor:
+    """Sizes of the rows of `H`, from its products with random signs; relative to the largest of each sample, 1 where all are 0."""
+    size = torch.as_tensor(sum(product.float().square() for product in products)).sqrt()
+    largest = _by_sample(size).amax(1).reshape(-1, *[1] * (size.ndim - 1))
+    return torch.where(largest > 0, (size / largest).clamp(min=LEAST_SIZE), 1.0)
+
+
 def _multiple(u: Tensor, curved: Tensor) -> Tensor | None:
-    """By which number `curved` is `u`, whose entries are 1 and -1, in each sample `(n, 1)`; None where that is no one number."""
-    ratio = (u * curved).flatten(1).double()
-    least, most = ratio.amin(1, keepdim=True), ratio.amax(1, keepdim=True)
-    return most if bool((most - least <= 1e-6 * most.abs()).all()) else None
+    """By which number `curved` is `u` in each sample, `(n, 1)`; None where that is no one number."""
+    u, curved = _by_sample(u).double(), _by_sample(curved).double()
+    number = (u * curved).sum(1, keepdim=True) / u.square().sum(1, keepdim=True)
+    off, most = (curved - number * u).abs().amax(1), (number * u).abs().amax(1)
+    return number if bool((off <= 1e-6 * most).all()) else None
 
 
 @contextmanager

@@ -80,8 +80,7 @@ class Study:
                 left = self.problem.space.n_candidates - len({self.problem.space.teacher, *(t.candidate for t in trials)})
                 return "exhausted" if left == 0 else "proof"
             candidate, future = under_way.popleft()
-            foreseen = trials or self.problem.expected_losses is not None
-            predicted = self.optimizer.predict(trials, [candidate])[0] if foreseen and isinstance(self.optimizer, Predicts) else None
+            predicted = self.optimizer.predict(trials, [candidate])[0] if trials and isinstance(self.optimizer, Predicts) else None
             trial = self._measured(candidate, future.result(), trials)
             if predicted is not None:
                 trial = replace(trial, attrs={**trial.attrs, "predicted": [float(value) for value in predicted]})

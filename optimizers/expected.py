@@ -27,6 +27,8 @@ FORESEEN = (
     Part("choice", 0.2, 0.6),
 )
 """Scales around losses that were foreseen."""
+FARTHEST = math.log(1e12)
+"""Log losses are foreseen at most so far from a typical eps: those in another unit must not end a search before it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Expected:
         ordered = np.zeros_like(present) if errors is None else centred(errors)
         if foreseen is None:
             return cls.from_errors(ordered, present, scale, hints.expected)
+        middle = math.log(scale)
+        foreseen = np.clip(foreseen, middle - FARTHEST, middle + FARTHEST)
         losses = present * np.exp(np.where(np.isnan(foreseen), np.nanmedian(foreseen) + ordered, foreseen))
         leading = np.zeros_like(present) if errors is None else np.where(np.isnan(foreseen + errors), 0.0, centred(foreseen) - ordered)
         return cls(losses, _alike(INTERACTION, present), leading, FORESEEN)

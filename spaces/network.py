@@ -22,7 +22,7 @@ from nas.blocks.saved import save_model
 from nas.blocks.store import BlockStore, block_key
 from nas.data import Samples, Splits, hash_tensors
 from nas.errors import InputError, did_you_mean
-from nas.evaluators.cache import EvaluationCache
+from nas.evaluators.cache import EXPECTED, EvaluationCache
 from nas.evaluators.costs import Measure, count_costs
 from nas.evaluators.divergence import Divergence, DivergenceEvaluator, Settings, mean_squared_error
 from nas.evaluators.divergence_call import check_at_teacher, described, divergence_arguments
@@ -362,11 +362,12 @@ class Assembly:
         if not any(keys):
             return None, ()
         told = [network.teacher_key, few.fingerprint, code_identity(network.divergence), network.device.type, torch.__version__]
-        key = block_key(expected=_EXPECTED_VERSION, blocks=keys, told=told)
+        key = EXPECTED + block_key(version=_EXPECTED_VERSION, blocks=keys, told=told)
         known, shape = self._cache.get(key), (len(keys), 1 + max(map(len, keys)))
         if len(known) != math.prod(shape):
             try:
-                known = expected_losses(network.graph, blocks, network.divergence, few, progress, chunk=network.evaluation.chunk).ravel()
+                settings, budget = network.evaluation, network.evaluation.resident_bytes(network.device)
+                known = expected_losses(network.graph, blocks, network.divergence, few, progress, chunk=settings.chunk, budget=budget).ravel()
             except NoExpansion as reason:
                 return None, (f"the search starts from calibration errors alone, since what blocks will cost could not be foreseen: {reason}",)
             self._cache.put(key, known)

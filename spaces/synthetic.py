@@ -22,6 +22,9 @@ from nas.spaces.landscape import ONE_GROUP, Landscape, grouped, make_terms, merg
 from nas.spaces.table import enumerated_optimum
 from nas.trial import Measurement
 
+SENSITIVITY, DEVIATION = 0.8, 0.3
+"""Spreads of log losses between stages and between the blocks of a stage, unless others are asked for."""
+
 
 @final
 class SyntheticSpace:
@@ -96,8 +99,8 @@ def make_synthetic(
     informativeness: float | None = 1.0,
     offset: float = 0.0,
     foresight: float | None = None,
-    sensitivity: float = 0.8,
-    deviation: float = 0.3,
+    sensitivity: float = SENSITIVITY,
+    deviation: float = DEVIATION,
 ) -> SyntheticSpace:
     """A random landscape, the same for the same arguments.
 
@@ -145,6 +148,8 @@ def make_synthetic(
         "seed": number, "stages": stages, "choices": choices, "compounding": compounding, "interaction": interaction,
         "interaction_spread": interaction_spread, "noise": noise, "tails": tails, "informativeness": informativeness, "offset": offset,
     }  # fmt: skip
+    others = {"foresight": (foresight, None), "sensitivity": (sensitivity, SENSITIVITY), "deviation": (deviation, DEVIATION)}
+    settings |= {name: value for name, (value, usual) in others.items() if value != usual}  # spaces without them keep their fingerprints
     rng = np.random.default_rng(number)
     costs, error, loss = _stages(stages, choices, sensitivity, deviation, rng)
     coefficients = rng.normal(interaction, interaction_spread, (stages, stages))
@@ -153,10 +158,8 @@ def make_synthetic(
     terms = make_terms(groups, loss, coefficients, (noise, tails), rng)
     middle = middle_of(merged_front(groups, terms, costs.by_choice["params"]))
     landscape = Landscape(groups, terms, middle, compounding, offset)
-    if foresight is None:
-        return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, settings)
-    expected = _expected(landscape.of_x(loss), foresight, rng)
-    return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, {**settings, "foresight": foresight}, expected)
+    expected = None if foresight is None else _expected(landscape.of_x(loss), foresight, rng)
+    return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, settings, expected)
 
 
 def _seed(seed: int | str) -> int:

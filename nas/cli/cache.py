@@ -89,7 +89,7 @@ def prune(
     if values is not None:
         forget_all = evaluations or everything
         dropped = values.size()[0] if forget_all else len(values.damaged())
-        if not dry_run and dropped:
+        if not dry_run:
             values.drop(None if forget_all else values.damaged())
     for folder in () if dry_run else folders:
         remove(folder)

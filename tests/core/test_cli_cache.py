@@ -12,13 +12,13 @@ import torch
 
 from nas.blocks.store import BlockRecord, BlockStore, block_key
 from nas.errors import DamagedFile, InputError
-from nas.evaluators.cache import EvaluationCache
+from nas.evaluators.cache import EXPECTED, EvaluationCache
 from tests.core.test_cli import nas
 
 
 @pytest.fixture
 def store(home: Path) -> BlockStore:
-    """Two blocks, one failed, and two measured candidates."""
+    """Three blocks, one failed, two measured candidates and losses foreseen."""
     store = BlockStore(home / "blocks")
     for number, error in enumerate((0.1, 0.2, None)):
         record = BlockRecord("mid", f"c{number}", {}, error, reason="" if error else "loss became nan at step 3")
@@ -26,6 +26,7 @@ def store(home: Path) -> BlockStore:
     cache = EvaluationCache(home / "evaluations.db")
     cache.put("a", np.ones(3))
     cache.put("b", np.ones(5))
+    cache.put(f"{EXPECTED}c", np.ones(16))
     return store
 
 
@@ -67,10 +68,11 @@ def test_verify_finds_what_is_damaged_and_prune_removes_only_that(store: BlockSt
     assert said("verify")["blocks"] == 2
 
 
-def test_prune_removes_what_the_options_name(store: BlockStore) -> None:
+def test_prune_removes_what_the_options_name(store: BlockStore, home: Path) -> None:
     assert len(said("prune", "--failed")["removed"]) == 1
     assert said("prune", "--older-than", "1")["removed"] == []
     assert said("prune", "--evaluations")["evaluations"] == 2
+    assert len(EvaluationCache(home / "evaluations.db").get(f"{EXPECTED}c")) == 0
     assert len(said("prune", "--all")["removed"]) == 2
     assert said("list")["blocks"] == []
 

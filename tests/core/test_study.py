@@ -49,6 +49,25 @@ def test_a_search_measures_until_the_trials_are_used_up() -> None:
     assert searched.n_measured == 5
 
 
+class Averages(InOrder):
+    """Predicts the mean of what was measured."""
+
+    def predict(self, trials: Sequence[Trial], candidates: Sequence[Candidate]) -> np.ndarray:
+        assert trials
+        return np.full((len(candidates), 3), np.mean([trial.divergence for trial in trials]))
+
+    def cost_at(self, trials: Sequence[Trial], eps: float) -> np.ndarray:
+        raise NotImplementedError
+
+
+def test_predictions_are_asked_for_from_the_first_trial_on_foreseen_or_not() -> None:
+    for losses in (None, np.array([[0, 0.01, np.nan], [0, np.nan, np.nan]])):
+        problem = Problem(SPACE, COSTS, (0.02,), expected_losses=losses)
+        searched = Study(problem, Averages(), Quadratic())
+        searched.run(3)
+        assert [trial.attrs.get("predicted") for trial in searched.trials] == [None, [0.01] * 3, [0.025] * 3]
+
+
 def test_an_exhausted_space_ends_the_search_early() -> None:
     searched = study()
     assert searched.run(100) == "exhausted"

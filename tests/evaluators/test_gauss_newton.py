@@ -78,11 +78,37 @@ def test_small_errors_cost_what_they_say(divergence: Divergence) -> None:
     np.testing.assert_allclose(found, measured(graph, blocks, divergence), rtol=0.15)
 
 
+def test_improbable_classes_drown_nothing_in_noise() -> None:
+    graph = branches(3000)
+    torch.nn.init.normal_(graph["head"].module.head.weight, 0, 3)  # type: ignore[union-attr, arg-type]
+    blocks = surrogates(graph, 0.005)
+    found = expected_losses(graph, blocks, kl_divergence, samples(), Quiet(), directions=8)
+    np.testing.assert_allclose(found, measured(graph, blocks, kl_divergence), rtol=0.35)
+
+
+def weighted(teacher: Tensor, candidate: Tensor) -> Tensor:
+    return ((teacher - candidate) ** 2 * torch.tensor([1.0, 1e-3, 0.0, 5.0])).sum(1)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_outputs_may_count_differently_or_not_at_all(kind: torch.dtype) -> None:
+    graph, given = branches(4), Samples({"x": samples().inputs["x"].to(kind)}, torch.arange(40))
+    blocks = surrogates(graph, 0.3)
+    expected = expected_losses(graph, blocks, weighted, samples(), Quiet(), directions=50)
+    np.testing.assert_allclose(expected, measured(graph, blocks, weighted), rtol=0.2)
+    for module in (*(step.module for step in graph.steps), *(block for row in blocks.values() for block in row)):
+        module.to(kind)
+    np.testing.assert_allclose(expected_losses(graph, blocks, weighted, given, Quiet(), directions=50), expected, rtol=0.1)
+
+
 def test_the_number_of_samples_at_a_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = branches(4)
     blocks = surrogates(graph, 0.3)
     whole, parts = (expected_losses(graph, blocks, mean_squared_error, samples(), Quiet(), chunk=chunk) for chunk in (40, 7))
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-9)
+    whole, parts = (expected_losses(graph, blocks, kl_divergence, samples(), Quiet(), chunk=chunk) for chunk in (40, 7))
+    np.testing.assert_allclose(parts, whole, rtol=1e-3, atol=1e-7)
+    whole = expected_losses(graph, blocks, mean_squared_error, samples(), Quiet())
     monkeypatch.setattr(gauss_newton, "ROOM", 1)
     np.testing.assert_allclose(expected_losses(graph, blocks, mean_squared_error, samples(), Quiet()), whole, rtol=1e-4, atol=1e-9)
 
@@ -134,12 +160,108 @@ def test_a_cut_model_of_whole_numbers_that_writes_in_place_is_expanded() -> None
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Halves(nn.Module):
+    """Maps half of what it reads, over which it may write."""
+
+    def __init__(self, weight: nn.Linear, in_place: bool) -> None:
+        super().__init__()
+        self.weight, self.in_place = weight, in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.weight(x.mul_(0.5) if self.in_place else x * 0.5)
+        return out
+
+
+def test_blocks_that_write_over_what_they_read_change_nothing_else() -> None:
+    graph, given = branches(1), samples()
+    mapped = surrogates(graph, 0.3)
+    plain, written_over = (
+        expected_losses(graph, {name: (Halves(own[0], in_place), own[1]) for name, own in mapped.items()}, mean_squared_error, given, Quiet())  # type: ignore[arg-type]
+        for in_place in (False, True)
+    )
+    np.testing.assert_array_equal(written_over, plain)
+    assert torch.equal(given.inputs["x"], samples().inputs["x"])
+
+
+def test_blocks_read_what_the_teachers_read_before_writing_over_it() -> None:
+    torch.manual_seed(0)
+    steps = (Step("a", ("x",), ("u",), nn.Linear(6, 5)), Step("b", ("u",), ("v",), nn.ReLU(inplace=True)), Step("head", ("v",), ("y",), nn.Linear(5, 1)))
+    graph = StageGraph(("x",), steps, "y")
+    blocks: dict[str, tuple[nn.Module, ...]] = {"b": (nn.Identity(),)}
+    found = expected_losses(graph, blocks, mean_squared_error, samples(), Quiet())
+    np.testing.assert_allclose(found, measured(graph, blocks), rtol=1e-4)
+
+
 def test_a_stage_without_effect_costs_as_good_as_nothing() -> None:
     graph = branches(2)
     torch.nn.init.zeros_(graph["head"].module.head.weight)  # type: ignore[union-attr, arg-type]
     graph = StageGraph(("x",), (*graph.steps[:2], Step("head", ("u",), ("y",), nn.Linear(5, 2))), "y")
     found = expected_losses(graph, surrogates(graph, 0.3), mean_squared_error, samples(), Quiet())
     assert 0 < found[1, 1] < 0.01 * found[0, 1]
+
+
+class Twice(nn.Module):
+    """A stage after the other, of which the first is run without gradients."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.low, self.high = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with {"no_grad": torch.no_grad, "inference": torch.inference_mode, "detach": torch.enable_grad}[self.how]():
+            x = self.low(x)
+        out: Tensor = self.high(x.detach().clone())
+        return out
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference", "detach"])
+def test_a_stage_that_gradients_do_not_reach_is_told(how: str) -> None:
+    torch.manual_seed(0)
+    graph = cut(Twice(how).eval(), ["low", "high"], samples())
+    with pytest.raises(NoExpansion, match="no gradient reaches stage 'low'"):
+        expected_losses(graph, {"low": (nn.Linear(6, 6),), "high": (nn.Linear(6, 2),)}, mean_squared_error, samples(), Quiet())
+
+
+class Ungraded(nn.Module):
+    """A model that runs without gradients as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = self.low(x)
+        return out
+
+
+def test_a_model_that_runs_without_gradients_is_told() -> None:
+    with pytest.raises(NoExpansion, match="the model runs without gradients"):
+        expected_losses(cut(Ungraded().eval(), ["low"], samples()), {"low": (nn.Linear(6, 2),)}, mean_squared_error, samples(), Quiet())
+
+
+class OneNumber(nn.Module):
+    """Writes one number a sample, without a dimension of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.weight(x).squeeze(1)
+        return out
+
+
+def squared(teacher: Tensor, candidate: Tensor) -> Tensor:
+    return (teacher - candidate) ** 2
+
+
+def test_stages_and_outputs_of_one_number_a_sample_are_foreseen() -> None:
+    torch.manual_seed(0)
+    graph = StageGraph(("x",), (Step("a", ("x",), ("u",), OneNumber()), Step("b", ("u",), ("y",), nn.Identity())), "y")
+    blocks: dict[str, tuple[nn.Module, ...]] = {"a": (OneNumber(),)}
+    np.testing.assert_allclose(expected_losses(graph, blocks, squared, samples(), Quiet()), measured(graph, blocks, squared), rtol=1e-4)
 
 
 def refuses(teacher: Tensor, candidate: Tensor) -> Tensor:

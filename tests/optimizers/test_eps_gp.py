@@ -384,3 +384,11 @@ def test_foreseen_losses_dominate_in_place_of_calibration_errors() -> None:
     problem = Problem(SearchSpace.of_sizes("one", [3]), costs, (0.1,), calibration_errors=np.array([[0.0, 1.0, 9.0]]))
     assert EpsGP(problem).pruned([]) == {}
     assert EpsGP(dataclasses.replace(problem, expected_losses=np.array([[0.0, 9.0, 1.0]]))).pruned([]) == {"s0": ["c1"]}
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-30, 1e30, 1e300])
+def test_losses_foreseen_in_quite_another_unit_are_no_reason_to_stop(factor: float) -> None:
+    task = make_synthetic(11, stages=4, choices=3, foresight=0.0).prepare(Quiet())
+    assert task.expected_losses is not None
+    problem = Problem(task.space, task.costs, (0.02,), expected_losses=task.expected_losses * factor)
+    assert len(run(problem, lambda candidate: task.evaluator.measure([candidate])[0].divergence, 3)) > 0

@@ -17,6 +17,7 @@ from nas.blocks.calibration import CalibrationSettings
 from nas.data import Samples, Splits
 from nas.errors import ContractError, InputError
 from nas.evaluators.divergence import Settings
+from nas.evaluators.gauss_newton import NoExpansion
 from nas.evaluators.numerics import Numerics
 from nas.graph import StageGraph
 from nas.progress import Quiet
@@ -179,6 +180,18 @@ def test_losses_are_foreseen_once_and_kept(network: NetworkSpace, monkeypatch: p
     assert 0.3 < task.expected_losses[0, 2] / alone < 3
     monkeypatch.setattr("nas.spaces.network.expected_losses", None)
     np.testing.assert_array_equal(network.prepare(Quiet()).expected_losses, task.expected_losses)
+
+
+def test_no_more_blocks_stay_on_the_device_while_losses_are_foreseen_than_while_measuring(network: NetworkSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def foresee(*_: object, **settings: Any) -> None:
+        told.update(settings)
+        raise NoExpansion("asked for")
+
+    monkeypatch.setattr("nas.spaces.network.expected_losses", foresee)
+    replace(network, evaluation=Settings(chunk=16, resident_mb=7)).prepare(Quiet())
+    assert told == {"chunk": 16, "budget": 7 << 20}
 
 
 def test_a_divergence_without_second_derivative_is_noted_and_searched_all_the_same(network: NetworkSpace) -> None:

@@ -151,6 +151,11 @@ def test_foresight_changes_nothing_else_about_a_space() -> None:
     assert plain.fingerprint() != foreseen.fingerprint()
 
 
+@pytest.mark.parametrize("changed", [{"sensitivity": 2.0}, {"deviation": 0.7}, {"foresight": 0.0}])
+def test_whatever_decides_a_space_is_in_its_fingerprint(changed: dict[str, float]) -> None:
+    assert make_synthetic(4, stages=4, **changed).fingerprint() != make_synthetic(4, stages=4).fingerprint()  # type: ignore[arg-type]
+
+
 def test_the_same_arguments_give_the_same_space() -> None:
     first, second, other = (make_synthetic(seed, stages=4) for seed in (4, "4", 5))
     np.testing.assert_array_equal(divergences(first), divergences(second))
