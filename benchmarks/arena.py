@@ -25,6 +25,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ from nas.spaces.tocsr.tabulated import tocsr_table
 PEERS: dict[str, OptimizerFactory] = {
     "eps_gp": EpsGP,
     "additive": AdditiveSearch,
+    "additive_foreseen": partial(AdditiveSearch, foreseen=True),
     "threshold": ThresholdSearch,
     "local": LocalSearch,
     "evolution": RegularisedEvolution,
@@ -57,8 +59,14 @@ PEERS: dict[str, OptimizerFactory] = {
     "optuna:gp": optuna_samplers.gp,
     "paper_gp": PaperGP,
 }
-DETERMINISTIC = ("eps_gp",)
+DETERMINISTIC = ("eps_gp", "additive_foreseen")
 """What does the same for every seed on spaces of these sizes: one run each."""
+
+TOLD = ("additive_foreseen",)
+"""No peers as they come: told what only `eps_gp` makes use of by itself."""
+
+SAME = {"foreseen": "informative", "unforeseen": "as_measured"}
+"""Families with the landscapes of another one, whose peers know nothing of what differs."""
 
 EPS = (0.002, 0.003, 0.005)
 """Synthetic instances take these in turn."""
@@ -151,7 +159,8 @@ def summary(cells: Sequence[Cell]) -> list[str]:
             group = [cell for cell in own if cell["optimizer"] == name]
             if group:
                 lines.append(_line(name, group))
-        lines += ["", *_against_best_other(own), ""]
+        alike = [cell for cell in cells if cell["family"] == SAME.get(family) and cell["optimizer"] not in ("eps_gp", *TOLD)]
+        lines += ["", *_against_best_other([*own, *alike]), ""]
     return lines
 
 
@@ -169,6 +178,12 @@ def _line(name: str, cells: Sequence[Cell]) -> str:
 
 def _against_best_other(cells: Sequence[Cell]) -> list[str]:
     """`eps_gp`'s measurements over the best other's, on instances where both were run; a run that never got there counts as `trials` + 1."""
+    plain = [cell for cell in cells if cell["optimizer"] not in TOLD]
+    lines = _ratios("eps_gp over the best other of each instance", plain)
+    return lines if len(plain) == len(cells) else [*lines, "", *_ratios(f"The same, {', '.join(TOLD)} among the others", cells)]
+
+
+def _ratios(title: str, cells: Sequence[Cell]) -> list[str]:
     ratios = []
     for name in dict.fromkeys(cell["instance"] for cell in cells):
         evals = {cell["optimizer"]: min(_median(cell["evals"]), cell["trials"] + 1) for cell in cells if cell["instance"] == name}
@@ -179,7 +194,7 @@ def _against_best_other(cells: Sequence[Cell]) -> list[str]:
         return []
     shares = f"at most a third on {sum(r <= 1 / 3 for r in ratios)}, fewer on {sum(r < 1 for r in ratios)}, over 10 % more on {sum(r > 1.1 for r in ratios)}"
     spread = f"(least {min(ratios):.2f}, largest {max(ratios):.2f})"
-    return [f"eps_gp over the best other of each instance: median ratio {statistics.median(ratios):.2f} {spread}; of {len(ratios)} instances {shares}."]
+    return [f"{title}: median ratio {statistics.median(ratios):.2f} {spread}; of {len(ratios)} instances {shares}."]
 
 
 def _median(evals: Sequence[int | None]) -> float:

@@ -1,7 +1,7 @@
 """What each surrogate block is expected to cost alone, from a backward pass of the teacher on a few samples: nothing is measured for it.
 
 Replacing the block of stage `s` by choice `k` changes what the stage writes by `delta`, and the network's output by `J delta` to first order. A divergence is
-least at the teacher, so that to second order (`H` its Hessian by the output; Gauss-Newton)
+least at the teacher, so that to second order (`H` its Hessian by the output; Gauss-Newton; for weights in place of blocks [OBD])
 
     L = mean over samples of (J delta)' H (J delta) / 2
 

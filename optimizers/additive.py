@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from nas.optimizers.pool import Turn, TurnTaking
-from nas.problem import Floats
+from nas.problem import Floats, Problem
 from nas.space import Candidate
 from nas.table import outer_sum
 
@@ -27,10 +27,20 @@ class AdditiveSearch(TurnTaking):
     it by the least change that explains what is left, so a miss is not repeated. Once no cheaper candidate is predicted to be feasible, the
     least divergent cheaper one is next. A swap that a bound or rule forbids alone, or that is still being measured, counts as the mean of
     the known ones; a failed one is excluded.
+
+    Args:
+        problem: what to minimise.
+        seed: of random choices, of which it makes none.
+        foreseen: takes the problem's expected losses for `l`, where it has any, and measures no swaps.
     """
 
+    def __init__(self, problem: Problem, seed: int = 0, *, foreseen: bool = False) -> None:
+        super().__init__(problem, seed)
+        self._expected = problem.expected_losses if foreseen else None
+
     def _suggest(self, turn: Turn) -> Candidate | None:
-        return next(iter(turn.open(self._swaps())), None) or self._minimise(turn)
+        swaps = self._swaps() if self._expected is None else []
+        return next(iter(turn.open(swaps)), None) or self._minimise(turn)
 
     def _swaps(self) -> list[Candidate]:
         teacher = self.problem.space.teacher
@@ -50,7 +60,8 @@ class AdditiveSearch(TurnTaking):
             losses[s, 0] = 0.0
         for swap in self._swaps():
             s = next(s for s, k in enumerate(swap) if k)
-            losses[s, swap[s]] = turn.divergences.get(swap, np.nan)
+            expected = np.nan if self._expected is None else self._expected[s, swap[s]]
+            losses[s, swap[s]] = turn.divergences.get(swap, expected)
         known = losses[:, 1:][np.isfinite(losses[:, 1:])]
         losses[np.isnan(losses)] = float(known.mean()) if known.size else 0.0
         return losses
