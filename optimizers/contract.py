@@ -9,6 +9,7 @@ Each check makes problems, runs the optimizer on them and raises `ContractError`
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -225,6 +226,14 @@ def takes_unknown_calibration_errors(factory: OptimizerFactory) -> None:
     drive(factory(with_holes, seed=6), with_holes, additive_divergence, 11)
 
 
+def takes_expected_losses(factory: OptimizerFactory) -> None:
+    """Some NaN, with and without calibration errors; all far too small."""
+    problem = make_problem((3, 2, 3), errors=False)
+    losses = np.array([[0.0, 0.1, np.nan], [0.0, 0.2, np.nan], [0.0, np.nan, 0.3]])
+    for known in (replace(problem, expected_losses=losses), replace(problem, expected_losses=1e-30 * losses, calibration_errors=losses[::-1])):
+        drive(factory(known, seed=6), known, additive_divergence, 11)
+
+
 def respects_bounds_and_rules(factory: OptimizerFactory) -> None:
     """Known bounds and rules hold for every proposal; `drive` checks them."""
     problem = make_problem((3, 3, 3), macs_at_most=0.7, rules=(_no_equal_neighbours,))
@@ -272,6 +281,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     takes_standard_errors,
     takes_an_eps_of_zero,
     takes_unknown_calibration_errors,
+    takes_expected_losses,
     respects_bounds_and_rules,
     proposes_several_at_once,
     shares_turns_between_several_eps,
