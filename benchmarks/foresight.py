@@ -12,9 +12,7 @@ differences of a regression and of a denoiser). For each:
 """
 
 import argparse
-import importlib.util
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from dated import FOLDER, write_result
 
 from nas.compare import compare
 from nas.evaluators.cache import EvaluationCache
+from nas.names import resolve_space
 from nas.optimizers.eps_gp import EpsGP
 from nas.problem import Floats
 from nas.progress import Quiet
@@ -41,18 +40,6 @@ NAMES = ("01_cnn", "02_transformer", "03_dit", "04_own_block", "own_library")
 SHARES = (0.03, 0.07, 0.15, 0.3)
 """Shares of the candidates that are feasible at the eps of the examples."""
 TABLE_EPS = (0.001, 0.003, 0.005, 0.007)
-
-
-def example_space(name: str) -> NetworkSpace:
-    """The space that an example's file makes."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    space: NetworkSpace = module.make_space()
-    return space
 
 
 def measured(task: Task) -> Task:
@@ -124,7 +111,8 @@ def main() -> None:
     rows = {"tocsr_table": row(measured_space(), tocsr_table().prepare(Quiet()), TABLE_EPS)}
     print("tocsr_table", rows["tocsr_table"], flush=True)
     for name in NAMES:
-        space = example_space(name)
+        space = resolve_space(str(EXAMPLES / f"{name}.py"))
+        assert isinstance(space, NetworkSpace)
         task = measured(space.prepare(Quiet()))
         divergence = np.sort([m.divergence for m in task.evaluator.measure([tuple(c) for c in task.space.enumerate().tolist()])])
         rows[name] = row(space, task, [float(np.quantile(divergence[1:], share)) for share in SHARES])

@@ -30,7 +30,8 @@ _TRIAL: Form = {
     "candidate": [int], "costs": {str: _NUMBER}, "divergence": _NUMBER | None, "stderr": _NUMBER, "n_samples": int, "seconds": _NUMBER,
     "state": str, "reason": str, "attrs": {str: object},
 }  # fmt: skip
-_TABLE: Form = {"space?": str, "stages": [{"name": str, "choices": [{"name": str, "calibration_error": _NUMBER | None}]}], "fixed": {str: _NUMBER}}
+_CHOICE: Form = {"name": str, "calibration_error": _NUMBER | None, "expected_loss?": _NUMBER | None}
+_TABLE: Form = {"space?": str, "stages": [{"name": str, "choices": [_CHOICE]}], "fixed": {str: _NUMBER}}
 _WINNER: Form = {
     "eps": _NUMBER, "feasible": bool, "candidate": dict | None, "divergence": _NUMBER | None, "stderr": _NUMBER | None, "n_samples": int,
     "heldout_divergence": _NUMBER | None, "path": str | None, "rejected?": [{"heldout_divergence": _NUMBER | None}],

@@ -55,7 +55,7 @@ def print_result(summary: Mapping[str, Any], table: Mapping[str, Any], quiet: bo
 
 def _has_expected(table: Mapping[str, Any]) -> bool:
     """Whether losses of single blocks were expected before the search."""
-    return "expected_loss" in table["stages"][0]["choices"][0]
+    return any("expected_loss" in choice for stage in table["stages"] for choice in stage["choices"])
 
 
 def where_saved(winner: Mapping[str, Any]) -> str:
@@ -100,6 +100,6 @@ def stages_table(winner: Mapping[str, Any], table: Mapping[str, Any], metric: st
         teacher = stage["choices"][0]
         error = chosen["calibration_error"]
         share = f"{100 * chosen[metric] / teacher[metric]:.0f} %" if teacher[metric] else "-"
-        expected = (rounded(chosen["expected_loss"], 3),) if len(told) > 1 else ()
+        expected = (rounded(chosen.get("expected_loss"), 3),) if len(told) > 1 else ()
         shown.add_row(stage["name"], chosen["name"], amount(chosen[metric]), share, rounded(error, 3), *expected)
     return shown
