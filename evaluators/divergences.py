@@ -1,5 +1,6 @@
 """Distances of two outputs, sample by sample; any function `(teacher, candidate[, target]) -> (B,)` may stand beside them."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,13 +13,18 @@ __all__ = ["cosine_distance", "disagreement", "kl_divergence", "lost_accuracy", 
 @of_classes
 def kl_divergence(teacher: Tensor, candidate: Tensor) -> Tensor:
     """KL(teacher || candidate) in nats of the distributions that logits `(B, ..., classes)` give, mean over positions, `(B,)`."""
-    log_p, log_q = teacher.float().log_softmax(-1), candidate.float().log_softmax(-1)
+    log_p, log_q = _wide(teacher).log_softmax(-1), _wide(candidate).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).reshape(len(teacher), -1).mean(1)
 
 
 def cosine_distance(teacher: Tensor, candidate: Tensor) -> Tensor:
     """One minus the cosine of the flattened outputs, `(B,)` in [0, 2]."""
-    return 1 - functional.cosine_similarity(teacher.float().flatten(1), candidate.float().flatten(1), dim=1)
+    return 1 - functional.cosine_similarity(_wide(teacher).flatten(1), _wide(candidate).flatten(1), dim=1)
+
+
+def _wide(output: Tensor) -> Tensor:
+    """In single precision at least."""
+    return output if output.dtype == torch.float64 else output.float()
 
 
 @of_classes

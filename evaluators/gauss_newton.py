@@ -41,14 +41,16 @@ from nas.progress import Progress
 
 ROOM = 2 << 30
 """Bytes that the values kept for the backward pass may take; at least one sample at a time is run."""
-PROBES = 4
-"""Random directions that tell the sizes of the rows of `H`."""
+PROBES = 16
+"""Random directions that tell the sizes of the rows of `H`: so many that no row is missed because its entries cancel."""
 LEAST_SIZE = 1e-9
 """Rows of `H` are taken to be at least this large, relative to the largest of the sample."""
 
 
 LEAST = 1e-3
-"""Losses are taken as at least this share of the least positive one; so are those that sampling made negative."""
+"""Blocks that the output does not depend on are expected to cost this share of the least positive loss."""
+SURE = 1.5
+"""Standard errors that an expected loss must lie above 0 to be known."""
 
 
 class NoExpansion(Exception):
@@ -121,10 +123,9 @@ class _Network:
         return probed, self.graph.run(samples.inputs, probed)
 
     def curvature(self, samples: Samples, random: Sequence[torch.Generator]) -> Tensor:
-        """Sum over samples and directions of `(J' u . delta) (J' H D^-1 u . delta)`, `(S, K)`; the last `PROBES` generators tell `D`."""
+        """Sums over samples and directions of `(J' u . delta) (J' H D^-1 u . delta)` and of its square, `(2, S, K)`; the last `PROBES` generators tell `D`."""
         probed, output = self._probed(samples)
-        slope_at = output.detach().requires_grad_()
-        slope = self._slope(output.detach(), slope_at, samples)
+        slope, slope_at = self._slope(output.detach(), samples)
 
         def curved_along(direction: Tensor) -> Tensor:
             return torch.autograd.grad(slope, slope_at, direction, retain_graph=True)[0]
@@ -133,19 +134,29 @@ class _Network:
         total = torch.zeros(())
         for source in random[:-PROBES]:
             signs = _signs(output, source)
-            u, curved = (signs * root).to(output), curved_along((signs / root).to(output))
-            one, multiple = self._along(probed, output, u), _multiple(u, curved)
-            other = self._along(probed, output, curved) if multiple is None else one * multiple[:, :, None]
-            total = total.to(one) + (one * other).sum(0)
+            u, curved = signs * root, curved_along(signs / root)
+            one, multiple = self._along(probed, output, u.to(output)), _multiple(u, curved)
+            product = one * (self._along(probed, output, curved.to(output)) if multiple is None else one * multiple[:, :, None])
+            total = total.to(one) + torch.stack([product.sum(0), product.square().sum(0)])
         return total
 
-    def _slope(self, teacher: Tensor, candidate: Tensor, samples: Samples) -> Tensor:
-        """The gradient of the divergence by the candidate's output, ready to be differentiated once more."""
-        outputs = (teacher, candidate, samples.target)[: divergence_arguments(self.divergence, samples)]
-        (slope,) = torch.autograd.grad(self.divergence(*outputs).sum(), candidate, create_graph=True)
-        if not slope.requires_grad:
-            raise NoExpansion(f"divergence '{name_of(self.divergence)}' has no second derivative")
-        return slope
+    def _slope(self, teacher: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The gradient of the divergence by the candidate's output, ready to be differentiated once more, and where it was taken.
+
+        In double precision if the divergence can be computed so: the rows of `H` of a nearly certain class cancel to nothing in single precision.
+        """
+        n_arguments = divergence_arguments(self.divergence, samples)
+        for kind in (torch.float64, teacher.dtype):
+            at = teacher.to(kind, copy=True).requires_grad_()
+            try:
+                (slope,) = torch.autograd.grad(self.divergence(*(teacher.to(kind), at, samples.target)[:n_arguments]).sum(), at, create_graph=True)
+            except Exception as error:  # of code that was not written to be differentiated
+                reason = next(iter(str(error).splitlines()), "")
+                continue
+            if slope.requires_grad:
+                return slope, at
+            reason = "it has no second derivative"
+        raise NoExpansion(f"divergence '{name_of(self.divergence)}' cannot be differentiated twice ({reason})")
 
     def _along(self, probed: dict[str, _Probed], output: Tensor, direction: Tensor) -> Tensor:
         """`J' direction . delta` of each sample and block, `(n, S, K)`; 0 for teachers and padding."""
@@ -169,7 +180,7 @@ def expected_losses(
     directions: int = 2,
     budget: float = float("inf"),
 ) -> Floats:
-    """The divergence that each block is expected to cost alone, `(S, K)`: 0 for the teacher's, positive for the others, NaN in the padding.
+    """The divergence that each block is expected to cost alone, `(S, K)`: 0 for the teacher's, NaN in the padding and where too few directions tell it.
 
     Args:
         graph: the teacher.
@@ -200,13 +211,17 @@ def expected_losses(
         raise
     except Exception as error:  # of code that was not written to be differentiated
         raise NoExpansion(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}") from error
-    losses: Floats = (total / (2 * directions * len(samples))).numpy()
-    k = np.arange(losses.shape[1])
+    n = directions * len(samples)
+    mean, square = (total / n).numpy()
+    k = np.arange(mean.shape[1])
     replaced = (k > 0) & (k <= np.array([[len(surrogates)] for surrogates in blocks.values()]))
-    if not np.isfinite(losses).all() or not (losses[replaced] > 0).any():
-        raise NoExpansion("the divergence does not curve at the teacher, or not finitely")
-    least = LEAST * losses[losses > 0].min()
-    return np.where(replaced, np.maximum(losses, least), np.where(k > 0, math.nan, 0.0))
+    if not np.isfinite(square).all() or not square.any():
+        raise NoExpansion(f"divergence '{name_of(divergence)}' does not curve at the teacher, or not finitely")
+    known = mean > SURE * np.sqrt(np.maximum(square - np.square(mean), 0.0) / n)
+    if known.sum() < replaced.sum() / 2:
+        raise NoExpansion(f"random directions tell the losses of {known.sum()} of {replaced.sum()} blocks only")
+    losses = np.where(square > 0, np.where(known, mean, math.nan) / 2, LEAST * mean[known].min() / 2)
+    return np.where(replaced, losses, np.where(k > 0, math.nan, 0.0))
 
 
 def _gradients(probed: Mapping[str, _Probed], output: Tensor, direction: Tensor) -> list[list[Tensor | None]]:

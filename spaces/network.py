@@ -50,7 +50,7 @@ Save = Callable[[Mapping[str, tuple[Choice, nn.Module]], Path], None]
 
 LOOKED_AT = 128
 """Samples of the measure set from which the losses of blocks are foreseen, at most."""
-_EXPECTED_VERSION = 1  # of the numbers
+_EXPECTED_VERSION = 2  # of the numbers
 
 LOAD_GRAPH = """from nas.blocks.saved import load_graph
 
@@ -369,7 +369,9 @@ class Assembly:
                 settings, budget = network.evaluation, network.evaluation.resident_bytes(network.device)
                 known = expected_losses(network.graph, blocks, network.divergence, few, progress, chunk=settings.chunk, budget=budget).ravel()
             except NoExpansion as reason:
-                return None, (f"the search starts from calibration errors alone, since what blocks will cost could not be foreseen: {reason}",)
+                return None, (
+                    f"the search starts from calibration errors alone, since what blocks will cost cannot be foreseen: {reason}; it may take more measurements",
+                )
             self._cache.put(key, known)
         return known.reshape(shape), ()
 

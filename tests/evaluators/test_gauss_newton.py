@@ -78,6 +78,18 @@ def test_small_errors_cost_what_they_say(divergence: Divergence) -> None:
     np.testing.assert_allclose(found, measured(graph, blocks, divergence), rtol=0.15)
 
 
+def test_nearly_certain_classes_are_told_apart_from_noise() -> None:
+    graph = branches(4)
+    graph["head"].module.head.weight.data *= 40  # type: ignore[union-attr, operator]
+    blocks = surrogates(graph, 0.002)
+    with torch.no_grad():
+        assert graph.run(samples().inputs).softmax(1).amax(1).median() > 0.99
+    found = expected_losses(graph, blocks, kl_divergence, samples(), Quiet(), directions=8)
+    told = ~np.isnan(found[:, 1:])
+    assert told.sum() >= 2
+    np.testing.assert_allclose(found[:, 1:][told], measured(graph, blocks, kl_divergence)[:, 1:][told], rtol=0.7)
+
+
 def test_improbable_classes_drown_nothing_in_noise() -> None:
     graph = branches(3000)
     torch.nn.init.normal_(graph["head"].module.head.weight, 0, 3)  # type: ignore[union-attr, arg-type]

@@ -197,7 +197,7 @@ def test_no_more_blocks_stay_on_the_device_while_losses_are_foreseen_than_while_
 def test_a_divergence_without_second_derivative_is_noted_and_searched_all_the_same(network: NetworkSpace) -> None:
     task = replace(network, divergence=steps).prepare(Quiet())
     assert task.expected_losses is None
-    assert any("could not be foreseen" in note for note in task.notes)
+    assert any("cannot be foreseen" in note for note in task.notes)
     assert task.evaluator.measure([(2, 2, 2)])[0].divergence is not None
 
 
