@@ -20,7 +20,7 @@ _LEGEND = (
         "calibration error",
         "what a block's outputs differ from the teacher block's, relative to their variance, after calibration (0: the teacher's own); its effect on L varies",
     ),
-    ("expected L", "what a block alone is expected to cost, to second order around the teacher; nothing was measured for it"),
+    ("expected L", "what a block alone was expected to cost before the search, to second order around the teacher; large ones can be ten times off"),
     ("MACs", "multiply-adds of convolutions and linear layers; 'with attention' adds the attention products"),
 )
 

@@ -91,13 +91,14 @@ def _verdict(findings: Findings, winner: Found) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """A stage of a winner: its choice, cost, share of the teacher's, calibration error, and L of the teacher with this swap alone."""
+    """A stage of a winner: its choice, cost, share of the teacher's, calibration error, the L expected of it, and L of the teacher with this swap alone."""
 
     stage: str
     choice: str
     cost: str
     share: float
     error: str
+    expected: str
     alone: str
 
 
@@ -109,9 +110,11 @@ def stage_rows(problem: Problem, trial: Trial, forecast: Forecast | None) -> lis
     rows = []
     for s, (stage, k) in enumerate(zip(problem.space.stages, trial.candidate, strict=True)):
         cost, whole = float(table[s, k]), float(table[s, 0])
-        error = "-" if problem.calibration_errors is None or not problem.calibration_errors[s, k] >= 0 else f"{problem.calibration_errors[s, k]:.3g}"
+        error, expected = (
+            "-" if told is None or not told[s, k] >= 0 else f"{told[s, k]:.3g}" for told in (problem.calibration_errors, problem.expected_losses)
+        )
         effect = "-" if k == 0 or alone[s] is None else str(alone[s])
-        rows.append(StageRow(stage.name, stage.choices[k].name, amount(cost), cost / whole if whole else 1.0, error, effect))
+        rows.append(StageRow(stage.name, stage.choices[k].name, amount(cost), cost / whole if whole else 1.0, error, expected, effect))
     return rows
 
 
