@@ -139,10 +139,10 @@ class SearchView:
         for trial in trials[len(trials) if self._told is None else self._told :]:
             replaced = [f"{s}={c}" for (s, c), k in zip(study.problem.space.decode(trial.candidate).items(), trial.candidate, strict=True) if k]
             measured = f"failed: {trial.reason}" if trial.divergence is None else f"L {trial.divergence:.3g} ± {trial.stderr:.1g}"
-            foreseen = trial.attrs.get("predicted")
-            expected = f" (expected {foreseen[1]:.2g}, {foreseen[0]:.1g} to {foreseen[2]:.1g})" if foreseen else ""
+            told = trial.attrs.get("predicted")
+            predicted = f" (predicted {told[1]:.2g}, {told[0]:.1g} to {told[2]:.1g})" if told else ""
             cost = amount(trial.costs[study.problem.objective])
-            err.print(f"  {trial.number + 1}: {study.problem.objective} {cost}, {measured}{expected}: {', '.join(replaced) or 'teacher'}")
+            err.print(f"  {trial.number + 1}: {study.problem.objective} {cost}, {measured}{predicted}: {', '.join(replaced) or 'teacher'}")
         self._told = len(trials)
 
     def _draw(self, study: "Study", trials: Sequence["Trial"]) -> None:
