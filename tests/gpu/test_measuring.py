@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from nas.data import Samples, Splits
 from nas.devices import moved
 from nas.evaluators.divergence import DivergenceEvaluator, Settings
+from nas.evaluators.gauss_newton import expected_losses
 from nas.evaluators.numerics import Numerics
 from nas.graph import StageGraph, Step
+from nas.progress import Quiet
 from nas.space import Candidate
 from nas.spaces.network import NetworkSpace
 from nas.spaces.tocsr.space import tocsr_unet
@@ -175,3 +177,12 @@ def test_a_candidate_that_does_not_fit_in_half_fails_alone() -> None:
     assert failed.divergence is None
     assert failed.reason.startswith("out of memory with 16 samples at a time (CUDA out of memory")
     assert fine.divergence is not None
+
+
+def test_losses_are_foreseen_as_on_the_cpu_with_blocks_that_wait_there(space: NetworkSpace) -> None:
+    cpu = embedded("cpu")
+    made = cpu.uncalibrated()
+    blocks = {s.name: [made[s.name, c.name].eval().requires_grad_(False) for c in s.choices[1:]] for s in cpu.stages}
+    here, there = (expected_losses(one.graph, blocks, one.divergence, one.data.measure, Quiet()) for one in (cpu, space))
+    np.testing.assert_allclose(there, here, rtol=1e-2)
+    assert all(p.device.type == "cpu" for row in blocks.values() for block in row for p in block.parameters())
