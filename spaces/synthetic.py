@@ -6,9 +6,9 @@ Symbols: `S` stages, `K` choices, `loss (S, K)` divergence parts of single swaps
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -122,32 +122,11 @@ def make_synthetic(
     """
     number = _seed(seed)
     stages, choices = arguments.whole("stages", stages), arguments.whole("choices", choices)
-    for name, value in {
-        "compounding": compounding, "interaction": interaction, "interaction_spread": interaction_spread, "offset": offset,
-        "sensitivity": sensitivity, "deviation": deviation,
-    }.items():  # fmt: skip
-        arguments.number(name, value)
-    arguments.number("noise", noise)
-    if tails != math.inf:
-        arguments.number("tails", tails)
-    if informativeness is not None:
-        arguments.number("informativeness", informativeness)
-    if foresight is not None:
-        arguments.number("foresight", foresight, 0)
-    if stages < 1 or choices < 1:
-        raise InputError(f"a synthetic space needs at least 1 stage and 1 choice, got {stages} and {choices}")
-    if informativeness is not None and not 0 <= informativeness <= 1:
-        raise InputError(f"informativeness must be in 0..1, got {informativeness}")
-    if tails <= 2:
-        raise InputError(f"tails must be above 2 (the variance must exist), got {tails}")
-    if noise < 0 or interaction_spread < 0:
-        raise InputError(f"noise and interaction_spread must not be negative, got {noise} and {interaction_spread}")
-    if sensitivity < 0 or deviation < 0:
-        raise InputError(f"sensitivity and deviation must not be negative, got {sensitivity} and {deviation}")
     settings: dict[str, object] = {
         "seed": number, "stages": stages, "choices": choices, "compounding": compounding, "interaction": interaction,
         "interaction_spread": interaction_spread, "noise": noise, "tails": tails, "informativeness": informativeness, "offset": offset,
     }  # fmt: skip
+    _check({**settings, "foresight": foresight, "sensitivity": sensitivity, "deviation": deviation})
     others = {"foresight": (foresight, None), "sensitivity": (sensitivity, SENSITIVITY), "deviation": (deviation, DEVIATION)}
     settings |= {name: value for name, (value, usual) in others.items() if value != usual}  # spaces without them keep their fingerprints
     rng = np.random.default_rng(number)
@@ -160,6 +139,23 @@ def make_synthetic(
     landscape = Landscape(groups, terms, middle, compounding, offset)
     expected = None if foresight is None else _expected(landscape.of_x(loss), foresight, rng)
     return SyntheticSpace(f"synthetic-{number}", landscape, costs, reported, settings, expected)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raises unless every setting is a number within its range; None where nothing is to be known of the blocks."""
+    for name, value in settings.items():
+        if not (name == "tails" and value == math.inf) and not (name in ("informativeness", "foresight") and value is None):
+            arguments.number(name, value)
+    stages, choices, informativeness, tails = (settings[name] for name in ("stages", "choices", "informativeness", "tails"))
+    if stages < 1 or choices < 1:
+        raise InputError(f"a synthetic space needs at least 1 stage and 1 choice, got {stages} and {choices}")
+    if informativeness is not None and not 0 <= informativeness <= 1:
+        raise InputError(f"informativeness must be in 0..1, got {informativeness}")
+    if tails <= 2:
+        raise InputError(f"tails must be above 2 (the variance must exist), got {tails}")
+    for name in ("noise", "interaction_spread", "sensitivity", "deviation", "foresight"):
+        if settings[name] is not None and settings[name] < 0:
+            raise InputError(f"{name} must not be negative, got {settings[name]}")
 
 
 def _seed(seed: int | str) -> int:
